@@ -1,0 +1,1 @@
+"""One souk daemon: it owns sockets, files, processes and time; what the wire means is decided in ``protocol/``."""

@@ -1,0 +1,96 @@
+"""The daemon's settings: one frozen schema. Reading files and the environment is ``node/config_file.py``.
+
+Only settings that take effect stand here. Field names end in their unit; money is in microcredits (µc).
+"""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Microcredits = Annotated[int, Meta(ge=0, le=1 << 53)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: closed and immutable."""
+
+
+class NodeSection(Section):
+    name: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._-]+$")] = "node"
+    """Shown to other peers."""
+    role: Literal["worker", "client"] = "worker"
+    """A worker serves its devices; a client only buys."""
+
+
+class ApiSection(Section):
+    bind: Annotated[str, Meta(pattern=r"^(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}$")] = "127.0.0.1:11500"
+    """Loopback only; port 0 lets the system choose."""
+    max_queue: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Requests in work at once before 429."""
+
+
+class P2pSection(Section):
+    listen: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)] = ("/ip4/0.0.0.0/tcp/11501",)
+    """Multiaddrs; port 0 lets the system choose."""
+    bootstrap: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """Multiaddrs with /p2p/ of peers to dial first."""
+    network: Annotated[str, Meta(min_length=1, max_length=64)] = "main"
+    """Nodes of another network are not spoken to."""
+
+
+class WorkerSection(Section):
+    devices: Literal["auto", "cpu"] | tuple[str, ...] = "auto"
+    """auto, cpu, or a list such as ["cuda:0"]."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """CPU threads of a worker; 0 takes the cores less one."""
+    slots: Annotated[int, Meta(ge=1, le=256)] = 8
+    """Sequences that decode at once on one device."""
+    memory_percent: Annotated[int, Meta(ge=1, le=100)] = 90
+    """Of a device's memory, what workers may fill."""
+    context_tokens_max: Annotated[int, Meta(ge=64, le=1 << 20)] = 2048
+    """Prompt and answer together; bounded by the model's own context as well."""
+
+
+class ModelsSection(Section):
+    dir: str = ""
+    """The model store; empty: ``models`` in the home."""
+    serve: Annotated[tuple[str, ...], Meta(max_length=16)] = ("*",)
+    """Names of models to load at start; "*" means all in the store."""
+
+
+class MarketSection(Section):
+    price_fixed: Microcredits = 0
+    price_in: Microcredits = 200_000
+    """µc per million prompt tokens."""
+    price_out: Microcredits = 800_000
+    """µc per million answer tokens."""
+    price_per_s: Microcredits = 0
+    price_max: Microcredits = 1_000_000
+    """As requester: µc that one job may cost unless the order says otherwise."""
+    credit_new_peer: Microcredits = 100_000
+    """As provider: what a peer without history may owe."""
+    credit_pool_new: Microcredits = 2_000_000
+    """As provider: what all peers together may owe beyond their earned credit."""
+    voucher_window_tokens: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    """Answer tokens between two meters, each of which waits for a voucher."""
+    queue_max: Annotated[int, Meta(ge=0, le=4096)] = 64
+    """As provider: accepted jobs that may wait for a slot."""
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class Config(Section):
+    """Everything a daemon can be told."""
+
+    version: Literal[1] = 1
+    node: NodeSection = NodeSection()
+    api: ApiSection = ApiSection()
+    p2p: P2pSection = P2pSection()
+    worker: WorkerSection = WorkerSection()
+    models: ModelsSection = ModelsSection()
+    market: MarketSection = MarketSection()
+    log: LogSection = LogSection()

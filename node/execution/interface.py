@@ -1,0 +1,103 @@
+"""What the market asks of execution: which models are served, may this job run, run it.
+
+``node.execution.pool`` implements it over worker processes; tests bring a scripted twin.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import trio
+
+from protocol.task import FinishReason, GenerateInput, Sampling
+from protocol.units import ModelId
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceReport:
+    """One device as found and as measured at start; ``None`` where the device does not tell."""
+
+    kind: Literal["cuda", "cpu"]
+    index: int
+    name: str
+    architecture: str
+    """``sm_90`` for CUDA, the instruction set for a CPU."""
+    memory_total_bytes: int
+    memory_free_bytes: int
+    dtypes: tuple[Dtype, ...]
+    driver: str | None
+    matmul_gflops: int | None
+    """Measured at start, in the dtype that is served."""
+    read_mb_per_s: int | None
+    """Measured streaming read of device memory, 10⁶ bytes per second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model that is loaded and answers now."""
+
+    model_id: ModelId
+    name: str
+    task: str
+    dtype: Dtype
+    device: str
+    """``cuda:0`` or ``cpu``."""
+    context_tokens: int
+    """Prompt and answer together."""
+    tokens_per_s_milli: int
+    """Decode speed of one sequence, measured at start, in thousandths of a token per second."""
+    memory_bytes: int
+    """Weights and reserved KV cache."""
+    slots: int
+    """Sequences that decode at once; more wait."""
+    profile: str
+    """What ran it, for receipts: ``torch 2.13.0; cpu avx512; bf16; sdpa``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """An input that a worker has rendered and tokenised and now holds; at most until the job ends."""
+
+    job_key: str
+    model_id: ModelId
+    tokens_in: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What one engine step gave one job. Pieces without text are sent too: their tokens are paid for."""
+
+    tokens: tuple[int, ...]
+    text: str
+    finish: FinishReason | None
+
+
+class Executor(Protocol):
+    """Runs jobs on this node's own devices."""
+
+    def devices(self) -> tuple[DeviceReport, ...]: ...
+
+    def models(self) -> tuple[ServedModel, ...]: ...
+
+    async def prepare(self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int) -> Prompt:
+        """Render the chat template and tokenise, in the worker.
+
+        Raises:
+            JobRefusedError: ``model_unknown``, ``context_exceeded`` (the message has the limit), ``input``.
+            WorkerDiedError: the worker is gone; another is being started.
+        """
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, tokens_out_max: int, sink: trio.MemorySendChannel[Piece]
+    ) -> None:
+        """Run a prepared job to its end and send every piece; the last one carries ``finish``.
+
+        ``sink`` needs room for ``tokens_out_max + 1`` pieces: a reader that is slow never stops other jobs.
+        Cancelling frees the slot in the worker.
+
+        Raises: WorkerDiedError, ExecutionError.
+        """
+
+    async def release(self, prompt: Prompt) -> None:
+        """Forget a prepared prompt that will not run; does nothing for one that ran. Never raises."""

@@ -1,0 +1,128 @@
+"""What a user asks of the market, what happens meanwhile, and how it ended.
+
+The API speaks these; the requester carries an order out. Nothing here goes over the wire.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from node.errors import NodeError
+from protocol.errors import DeclineCode
+from protocol.task import FinishReason, GenerateInput, Sampling
+from protocol.units import JobId, MessageId, Microcredits, PeerId
+
+Path = Literal["auto", "fast", "quote"]
+"""``fast`` contracts on an advert's standing offer, ``quote`` asks first, ``auto`` decides by the advert's age."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One job to be bought, or run here when this node has the model and ``where`` allows it."""
+
+    model: str
+    """A model's name or the hex of its id (8 or more digits)."""
+    task_input: GenerateInput
+    sampling: Sampling
+    tokens_out_max: int
+    where: Literal["any", "local", "remote"] | PeerId = "any"
+    path: Path = "auto"
+    price_max_microcredits: Microcredits | None = None
+    """For the whole job; None takes the configured bound."""
+    deadline_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """The candidates are known and will be tried in this order."""
+
+    job_id: JobId
+    peer_ids: tuple[PeerId, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quoted:
+    peer_id: PeerId
+    price_max_microcredits: Microcredits
+    queue_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassedOver:
+    """This candidate did not take it, or died before its first token; the next one is tried."""
+
+    peer_id: PeerId
+    code: DeclineCode | Literal["unreachable", "silent", "broke_protocol", "failed"]
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contracted:
+    """Two signatures stand; ``contract_id`` is None for a job on this node's own devices."""
+
+    peer_id: PeerId
+    contract_id: MessageId | None
+    price_max_microcredits: Microcredits
+    tokens_in: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The job is complete, the receipt (if any) verified and stored. Always the last event."""
+
+    job_id: JobId
+    peer_id: PeerId
+    contract_id: MessageId | None
+    receipt_id: MessageId | None
+    finish: FinishReason
+    tokens_in: int
+    tokens_out: int
+    cost_microcredits: Microcredits
+    first_token_ms: int
+    duration_ms: int
+
+
+JobEvent: TypeAlias = Asking | Quoted | PassedOver | Contracted | Output | Finished
+
+
+class OrderError(NodeError):
+    """The order could not be filled."""
+
+
+class UnknownModelError(OrderError):
+    """Nobody known has this model; ``available`` lists the names that the network has."""
+
+    def __init__(self, model: str, available: tuple[str, ...]) -> None:
+        has = ", ".join(available) if available else "nothing yet"
+        super().__init__(f"no peer has a model called {model!r}; the network has: {has}")
+        self.model = model
+        self.available = available
+
+
+class NobodyWillingError(OrderError):
+    """Candidates were found and none took the job; ``refusals`` has each one's reason."""
+
+    def __init__(self, refusals: tuple[PassedOver, ...]) -> None:
+        super().__init__(f"none of {len(refusals)} peers took the job")
+        self.refusals = refusals
+
+
+class PromptTooLongError(OrderError):
+    """The prompt and the answer do not fit the model's context; the message has the limit."""
+
+
+class JobFailedError(OrderError):
+    """The provider failed after its first token; what came is lost to this stream. ``code`` is a fixed word."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class DeadlineError(OrderError):
+    """The order's deadline passed before an answer was complete."""
