@@ -18,7 +18,19 @@ INT_MIN: Final = -(1 << 63)
 INT_MAX: Final = (1 << 64) - 1
 
 # msgpack type byte -> (bytes of the length or value that follow, what they count)
-_FIXED_BYTES: Final = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+_FIXED_BYTES: Final = {
+    0xC0: 0,
+    0xC2: 0,
+    0xC3: 0,
+    0xCC: 1,
+    0xCD: 2,
+    0xCE: 4,
+    0xCF: 8,
+    0xD0: 1,
+    0xD1: 2,
+    0xD2: 4,
+    0xD3: 8,
+}
 _BLOB_LENGTH_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _ARRAY_LENGTH_BYTES: Final = {0xDC: 2, 0xDD: 4}
 _MAP_LENGTH_BYTES: Final = {0xDE: 2, 0xDF: 4}
@@ -31,7 +43,9 @@ def encode(value: Plain, *, entries_max: int = limits.ENTRIES_MAX) -> bytes:
         LocalProtocolError: the value has no canonical form (a float, a key that is not ASCII, too deep).
     """
     try:
-        packed = msgpack.packb(_canonical(value, limits.DEPTH_MAX, entries_max), use_bin_type=True, strict_types=True)
+        packed = msgpack.packb(
+            _canonical(value, limits.DEPTH_MAX, entries_max), use_bin_type=True, strict_types=True
+        )
     except UnicodeEncodeError as exc:
         raise LocalProtocolError("text is not valid UTF-8", reason=Reason.ENCODING) from exc
     assert isinstance(packed, bytes)

@@ -50,13 +50,12 @@ def seal(kind: str, body: Plain, *, network: NetworkId, signer: Signer) -> Envel
     data = encode(body)
     if len(data) > body_bytes_max(kind):
         raise LocalProtocolError(
-            f"{kind}: a body of {len(data)} bytes, at most {body_bytes_max(kind)} may travel", reason=Reason.SIZE
+            f"{kind}: a body of {len(data)} bytes, at most {body_bytes_max(kind)} may travel",
+            reason=Reason.SIZE,
         )
     signed = _signed_bytes(kind, network, data)
     raw = encode([VERSION, kind, network, signer.peer_id, data, signer.sign(signed)])
-    return Envelope(
-        kind=kind, signer=signer.peer_id, body=data, message_id=_id(signed, signer.peer_id), raw=raw
-    )
+    return Envelope(kind=kind, signer=signer.peer_id, body=data, message_id=_id(signed, signer.peer_id), raw=raw)
 
 
 def open_untrusted(raw: bytes, *, network: NetworkId, kinds: frozenset[str]) -> Envelope:

@@ -50,9 +50,7 @@ def to_message_untrusted(value: Plain, kind: type[M]) -> M:
 def _plain(value: Any) -> Plain:  # Any: a field's value, whatever its type; checked by the caller's convert
     if isinstance(value, msgspec.Struct):
         return {
-            name: _plain(item)
-            for name in value.__struct_fields__
-            if (item := getattr(value, name)) is not None
+            name: _plain(item) for name in value.__struct_fields__ if (item := getattr(value, name)) is not None
         }
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
@@ -65,9 +63,7 @@ def _plain(value: Any) -> Plain:  # Any: a field's value, whatever its type; che
 def _without_extensions(value: Plain) -> Plain:
     if isinstance(value, dict):
         return {
-            key: _without_extensions(item)
-            for key, item in value.items()
-            if not key.startswith(EXTENSION_PREFIX)
+            key: _without_extensions(item) for key, item in value.items() if not key.startswith(EXTENSION_PREFIX)
         }
     if isinstance(value, list):
         return [_without_extensions(item) for item in value]

@@ -80,7 +80,9 @@ class Executor(Protocol):
 
     def models(self) -> tuple[ServedModel, ...]: ...
 
-    async def prepare(self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int) -> Prompt:
+    async def prepare(
+        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+    ) -> Prompt:
         """Render the chat template and tokenise, in the worker.
 
         Raises:
