@@ -1,0 +1,1 @@
+"""Models on this node's disk: manifests, the content-addressed store, checks before loading, conversion."""
