@@ -15,21 +15,21 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Base of every section: closed and immutable."""
 
 
-class NodeSection(Section, frozen=True):
+class NodeSection(Section, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[A-Za-z0-9._-]+$")] = "node"
     """Shown to other peers."""
     role: Literal["worker", "client"] = "worker"
     """A worker serves its devices; a client only buys."""
 
 
-class ApiSection(Section, frozen=True):
+class ApiSection(Section, frozen=True, kw_only=True):
     bind: Annotated[str, Meta(pattern=r"^(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}$")] = "127.0.0.1:11500"
     """Loopback only; port 0 lets the system choose."""
     max_queue: Annotated[int, Meta(ge=1, le=4096)] = 64
     """Requests in work at once before 429."""
 
 
-class P2pSection(Section, frozen=True):
+class P2pSection(Section, frozen=True, kw_only=True):
     listen: Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)] = ("/ip4/0.0.0.0/tcp/11501",)
     """Multiaddrs; port 0 lets the system choose."""
     bootstrap: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
@@ -38,7 +38,7 @@ class P2pSection(Section, frozen=True):
     """Nodes of another network are not spoken to."""
 
 
-class WorkerSection(Section, frozen=True):
+class WorkerSection(Section, frozen=True, kw_only=True):
     devices: Literal["auto", "cpu"] | tuple[str, ...] = "auto"
     """auto, cpu, or a list such as ["cuda:0"]."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -52,14 +52,14 @@ class WorkerSection(Section, frozen=True):
     """Prompt and answer together; bounded by the model's own context as well."""
 
 
-class ModelsSection(Section, frozen=True):
+class ModelsSection(Section, frozen=True, kw_only=True):
     dir: str = ""
     """The model store; empty: ``models`` in the home."""
     serve: Annotated[tuple[str, ...], Meta(max_length=16)] = ("*",)
     """Names of models to load at start; "*" means all in the store."""
 
 
-class MarketSection(Section, frozen=True):
+class MarketSection(Section, frozen=True, kw_only=True):
     price_fixed: Microcredits = 0
     price_in: Microcredits = 200_000
     """µc per million prompt tokens."""
@@ -78,12 +78,12 @@ class MarketSection(Section, frozen=True):
     """As provider: accepted jobs that may wait for a slot."""
 
 
-class LogSection(Section, frozen=True):
+class LogSection(Section, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
 
 
-class Config(Section, frozen=True):
+class Config(Section, frozen=True, kw_only=True):
     """Everything a daemon can be told."""
 
     version: Literal[1] = 1

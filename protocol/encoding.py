@@ -12,7 +12,7 @@ import msgpack
 from protocol import limits
 from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 
-Plain: TypeAlias = "None | bool | int | str | bytes | list[Plain] | dict[str, Plain]"
+Plain: TypeAlias = "bool | int | str | bytes | list[Plain] | dict[str, Plain] | None"
 
 INT_MIN: Final = -(1 << 63)
 INT_MAX: Final = (1 << 64) - 1

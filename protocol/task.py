@@ -19,14 +19,14 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
 
 
-class ChatMessage(Message, frozen=True):
+class ChatMessage(Message, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
     role: Role
     content: Annotated[str, Meta(max_length=limits.INPUT_BYTES_MAX)]
 
 
-class GenerateInput(Message, frozen=True):
+class GenerateInput(Message, frozen=True, kw_only=True):
     """What a ``generate`` job reads: a conversation, or a raw prompt without a chat template."""
 
     messages: Annotated[tuple[ChatMessage, ...], Meta(max_length=limits.CHAT_MESSAGES_MAX)] = ()
@@ -41,7 +41,7 @@ class GenerateInput(Message, frozen=True):
             raise ValueError("expected either messages or a prompt, got " + ("both" if self.prompt else "neither"))
 
 
-class Sampling(Message, frozen=True):
+class Sampling(Message, frozen=True, kw_only=True):
     """How the next token is chosen: integers only, so that both sides sign and repeat the same thing.
 
     ``temperature_milli`` 0 is greedy. The noise of one position depends on (``seed``, position) alone.
@@ -52,7 +52,7 @@ class Sampling(Message, frozen=True):
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0
 
 
-class GenerateOutput(Message, frozen=True):
+class GenerateOutput(Message, frozen=True, kw_only=True):
     """One output frame: token ids as chosen, and the text that became certain with them.
 
     ``text`` is valid UTF-8 by itself: bytes of an unfinished character wait for the next frame, and so does
