@@ -1,0 +1,127 @@
+"""The node's key on disk: a raw 32-byte Ed25519 seed in a file that only its owner can read.
+
+Raw, not PKCS8: OpenSSL's sealed form spends 2,048 rounds on a guess (half a millisecond), which protects nothing
+and looks as if it did. What a key may sign is decided in ``protocol/``, its checks stand in
+``protocol/identity.py``.
+"""
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.errors import KeyFileError
+from protocol.units import PeerId
+
+SEED_BYTES: Final = 32
+
+
+class Ed25519Signer:
+    """A key in memory; implements ``protocol.identity.Signer``."""
+
+    __slots__ = ("_key", "_peer_id")
+
+    def __init__(self, seed: bytes) -> None:
+        assert len(seed) == SEED_BYTES
+        self._key = Ed25519PrivateKey.from_private_bytes(seed)
+        self._peer_id = PeerId(self._key.public_key().public_bytes_raw())
+
+    def __repr__(self) -> str:
+        return f"Ed25519Signer(peer_id={self._peer_id.hex()})"
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def seed(self) -> bytes:
+        """The secret itself, for libp2p, which signs its handshake with the same key."""
+        return self._key.private_bytes_raw()
+
+    def sign(self, data: bytes) -> bytes:
+        return self._key.sign(data)
+
+
+class KeyFile:
+    """The file; reading and creating are separate, so that a lost key is never replaced in silence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Ed25519Signer:
+        """Return the key.
+
+        Raises:
+            KeyFileError: the file is missing, a link, somebody else's, open to others, or not 32 bytes.
+        """
+        try:
+            # Non-blocking: a pipe in the key's place must not stop the start for ever.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as exc:
+            raise KeyFileError(f"no key at {self.path}: souk init makes one") from exc
+        except OSError as exc:
+            raise KeyFileError(f"the key {self.path} cannot be opened: {exc.strerror}") from exc
+        try:
+            self._check(os.fstat(descriptor))
+            seed = os.read(descriptor, SEED_BYTES + 1)
+        finally:
+            os.close(descriptor)
+        if len(seed) != SEED_BYTES:
+            raise KeyFileError(f"{self.path} is not a key: expected {SEED_BYTES} bytes, got {len(seed)} or more")
+        return Ed25519Signer(seed)
+
+    def _check(self, found: os.stat_result) -> None:
+        if not stat.S_ISREG(found.st_mode):
+            raise KeyFileError(f"{self.path} is not a regular file")
+        if found.st_uid != os.geteuid():
+            raise KeyFileError(f"{self.path} belongs to user {found.st_uid}, expected {os.geteuid()}: chown it")
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o077:
+            raise KeyFileError(
+                f"{self.path} is open to others (mode {mode:04o}, expected 0600). Whoever read it can sign as "
+                f"this node. If nobody did: chmod 600 {self.path}"
+            )
+
+    def create(self) -> Ed25519Signer:
+        """Make a new key; when this returns it survives a power cut.
+
+        Raises:
+            KeyFileError: there is one already, or the disk refuses.
+        """
+        seed = os.urandom(SEED_BYTES)
+        # Written beside and linked into place: a crash leaves no half key, and a link, unlike a rename, never
+        # replaces a key that somebody else just made.
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            temporary.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+                file.write(seed)
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, self.path)
+        except FileExistsError as exc:
+            raise KeyFileError(f"{self.path} exists; move it away before making another key") from exc
+        except OSError as exc:
+            raise KeyFileError(f"the key {self.path} cannot be written: {exc.strerror}") from exc
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        _sync_folder(self.path.parent)
+        return Ed25519Signer(seed)
+
+    def read_or_create(self) -> Ed25519Signer:
+        """Return the key, made now if this home has none."""
+        # lexists: a dangling link is refused by read(), not taken for "no key yet".
+        return self.read() if os.path.lexists(self.path) else self.create()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

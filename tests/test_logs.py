@@ -1,0 +1,57 @@
+import io
+import json
+import logging
+
+import pytest
+
+from node.logs import set_up_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = before
+    for name in ("node", "protocol"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+def test_logs_are_one_object_a_line_when_no_terminal_reads_them() -> None:
+    out = io.StringIO()
+    set_up_logging("info", stream=out)
+    log = logging.getLogger("node.market")
+    log.info("job done", extra={"peer": b"\x01\x02", "ms": 12, "event": "cannot overwrite"})
+    try:
+        raise ValueError("inner")
+    except ValueError:
+        log.exception("job failed")
+    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    assert first == {
+        "ts": first["ts"], "level": "info", "logger": "node.market", "event": "job done", "peer": "0102", "ms": 12,
+    }  # fmt: skip
+    assert "ValueError: inner" in second["exception"]
+
+
+def test_logs_stay_one_line_when_a_peer_sends_line_breaks() -> None:
+    out = io.StringIO()
+    set_up_logging("info", form="text", stream=out)
+    logging.getLogger("node").info("declined", extra={"text": "a\nfake line", "peer": bytes(32)})
+    assert out.getvalue().count("\n") == 1
+    assert f"peer={'0' * 16}…" in out.getvalue()
+
+
+def test_libraries_stay_silent_below_warning_when_we_speak_at_debug() -> None:
+    out = io.StringIO()
+    set_up_logging("debug", form="text", stream=out)
+    logging.getLogger("libp2p").info("noise")
+    logging.getLogger("node").debug("ours")
+    assert "noise" not in out.getvalue() and "ours" in out.getvalue()
+
+
+def test_logs_are_written_once_when_set_up_twice() -> None:
+    out = io.StringIO()
+    set_up_logging("info", form="text", stream=out)
+    set_up_logging("info", form="text", stream=out)
+    logging.getLogger("node").info("once")
+    assert out.getvalue().count("once") == 1
