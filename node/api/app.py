@@ -1,0 +1,61 @@
+"""The API as one ASGI app: routes, the shape of errors, and the guard before them."""
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from node.api.control import control_routes
+from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
+from node.api.guard import Guard
+from node.api.openai import openai_routes
+from node.api.services import Services
+from node.errors import NodeError
+
+CLIENT_CLOSED = 499
+"""Nobody reads it; the log shows it."""
+
+
+def make_app(services: Services) -> ASGIApp:
+    """Return the app that ``node.api.server.serve_app`` serves."""
+    app = Starlette(
+        routes=[*openai_routes(services), *control_routes(services)],
+        exception_handlers={
+            HTTPException: _on_http_error,
+            ClientGoneError: _on_client_gone,
+            NodeError: _on_node_error,
+            Exception: _on_bug,
+        },
+    )
+    # A redirect would answer where a 404 says what is wrong.
+    app.router.redirect_slashes = False
+    return Guard(app, services.token)
+
+
+async def _on_http_error(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    what = f"{request.method} {request.url.path}"
+    if exc.status_code == 404:
+        error = ApiError(f"{what}: there is nothing at this path", status=404, code="not_found")
+    elif exc.status_code == 405:
+        error = ApiError(f"{what}: this path does not know the method", status=405, code="method_not_allowed")
+    else:
+        error = ApiError(exc.detail, status=exc.status_code, code="http_error")
+    response = error_response(error)
+    response.headers.update(exc.headers or {})
+    return response
+
+
+async def _on_client_gone(_request: Request, _exc: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)
+
+
+async def _on_node_error(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, NodeError)
+    return error_response(to_api_error(exc))
+
+
+async def _on_bug(_request: Request, _exc: Exception) -> Response:
+    # The guard logs it: Starlette raises it again.
+    return error_response(ApiError("a fault of this node; its log has it", status=500, code="internal_error"))

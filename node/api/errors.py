@@ -1,0 +1,163 @@
+"""What a client is told when it goes wrong: OpenAI's JSON shape, whatever the status and path (ux.md, 6).
+
+``ApiError`` is an answer in the form of an exception. Which fault of the market becomes which status is decided
+here and nowhere else.
+"""
+
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from node.errors import NodeError, TransportError
+from node.market.order import (
+    DeadlineError,
+    JobFailedError,
+    NobodyWillingError,
+    OrderError,
+    PassedOver,
+    PromptTooLongError,
+    UnknownModelError,
+)
+from protocol.identity import peer_id_to_text
+
+CAPACITY_RETRY_S: Final = 2
+"""Peers free a slot or gossip a new advert within seconds; SDKs retry a 503 by themselves and honour this."""
+
+_TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class Available(msgspec.Struct, frozen=True):
+    """The models that could have been asked for."""
+
+    available: tuple[str, ...]
+
+
+class RefusalView(msgspec.Struct, frozen=True):
+    peer: str
+    code: str
+    message: str
+
+
+class Refusals(msgspec.Struct, frozen=True):
+    """Why each candidate did not take the job."""
+
+    refusals: tuple[RefusalView, ...]
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """The provider's own word for its failure."""
+
+    cause: str
+
+
+ErrorDetail = Available | Refusals | Cause
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(msgspec.Struct, frozen=True):
+    """The body of every error."""
+
+    error: ErrorBody
+    souk: ErrorDetail | UnsetType = UNSET
+
+
+class ClientGoneError(NodeError):
+    """The client closed its connection: nobody is left to be answered."""
+
+
+class ApiError(NodeError):
+    """An answer that is an error; ``code`` is a fixed word for machines."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: str,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        souk: ErrorDetail | UnsetType = UNSET,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.souk = souk
+
+    def answer(self) -> ErrorAnswer:
+        """Return the body to send."""
+        default_type = "server_error" if self.status >= 500 else "invalid_request_error"
+        return ErrorAnswer(
+            error=ErrorBody(
+                message=str(self),
+                type=_TYPES.get(self.status, default_type),
+                param=self.param,
+                code=self.code,
+            ),
+            souk=self.souk,
+        )
+
+
+def bad_request(message: str, *, param: str | None, code: str = "invalid_value") -> ApiError:
+    """Return the answer to a request that is wrong in itself."""
+    return ApiError(message, status=400, code=code, param=param)
+
+
+def unknown_model(model: str, available: tuple[str, ...]) -> ApiError:
+    """Return the answer to a request for a model that nobody known has."""
+    message = str(UnknownModelError(model, available))
+    return ApiError(
+        message, status=404, code="model_not_found", param="model", souk=Available(available=available)
+    )
+
+
+def to_api_error(exc: NodeError) -> ApiError:
+    """Return what the client is told about a fault of the market, the network or this node."""
+    match exc:
+        case ApiError():
+            return exc
+        case UnknownModelError():
+            return unknown_model(exc.model, exc.available)
+        case NobodyWillingError():
+            return ApiError(
+                str(exc),
+                status=503,
+                code="no_capacity",
+                retry_after_s=CAPACITY_RETRY_S,
+                souk=Refusals(refusals=tuple(_refusal(refusal) for refusal in exc.refusals)),
+            )
+        case PromptTooLongError():
+            return bad_request(str(exc), param="messages", code="context_length_exceeded")
+        case DeadlineError():
+            return ApiError(str(exc), status=504, code="deadline")
+        case JobFailedError():
+            return ApiError(str(exc), status=502, code="peer_failed", souk=Cause(cause=exc.code))
+        case OrderError():
+            return ApiError(str(exc), status=502, code="peer_failed")
+        case TransportError():
+            return ApiError(str(exc), status=502, code="unreachable")
+        case _:
+            return ApiError(str(exc), status=500, code="internal_error")
+
+
+def error_response(error: ApiError) -> Response:
+    """Return the whole HTTP answer for ``error``."""
+    response = Response(msgspec.json.encode(error.answer()), error.status, media_type="application/json")
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(error.retry_after_s)
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+def _refusal(refusal: PassedOver) -> RefusalView:
+    return RefusalView(peer=peer_id_to_text(refusal.peer_id), code=str(refusal.code), message=refusal.message)

@@ -1,0 +1,81 @@
+"""From OpenAI's words to the market's: a chat request becomes an order."""
+
+from typing import Final, Literal
+
+from node.api.bodies import ChatRequest, ChatTurn
+from node.api.errors import bad_request
+from node.market.order import Order
+from protocol.errors import LocalProtocolError, RemoteProtocolError
+from protocol.identity import peer_id_from_text_untrusted
+from protocol.task import ChatMessage, GenerateInput, Sampling, encode_input
+from protocol.units import Microcredits, PeerId
+
+TOKENS_OUT_DEFAULT: Final = 512
+"""OpenAI's default is the rest of the context: here that would reserve, and bound the price by, far too much."""
+
+Place = Literal["any", "local", "remote"]
+_PLACES: Final[dict[str, Place]] = {"any": "any", "local": "local", "remote": "remote"}
+
+_SEED_MASK: Final = (1 << 63) - 1
+
+
+def to_order(request: ChatRequest, fresh_seed: int) -> Order:
+    """Return the order; ``fresh_seed`` is taken when the client gave none. Defaults are OpenAI's.
+
+    Raises:
+        ApiError: 400, the protocol cannot carry it.
+    """
+    options = request.souk
+    price = options.max_price
+    order = Order(
+        model=request.model,
+        task_input=_task_input(request),
+        sampling=Sampling(
+            temperature_milli=_milli(request.temperature),
+            # The wire has no top_p of 0; a thousandth keeps the likeliest token, as 0 does.
+            top_p_milli=max(1, _milli(request.top_p)),
+            seed=fresh_seed if request.seed is None else request.seed & _SEED_MASK,
+        ),
+        tokens_out_max=request.max_completion_tokens or request.max_tokens or TOKENS_OUT_DEFAULT,
+        where=_where(options.on),
+        path=options.path,
+        price_max_microcredits=None if price is None else Microcredits(price),
+        **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
+    )
+    try:
+        encode_input(order.task_input)
+    except LocalProtocolError as exc:
+        raise bad_request(
+            f"the messages cannot travel: {exc}", param="messages", code="context_length_exceeded"
+        ) from exc
+    return order
+
+
+def _task_input(request: ChatRequest) -> GenerateInput:
+    stop = request.stop or ()
+    return GenerateInput(
+        messages=tuple(
+            ChatMessage(role="system" if turn.role == "developer" else turn.role, content=_text(turn))
+            for turn in request.messages
+        ),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+    )
+
+
+def _text(turn: ChatTurn) -> str:
+    if isinstance(turn.content, str):
+        return turn.content
+    return "\n".join(part.text for part in turn.content)
+
+
+def _milli(value: float | None) -> int:
+    return 1000 if value is None else round(value * 1000)
+
+
+def _where(on: str) -> Place | PeerId:
+    if on in _PLACES:
+        return _PLACES[on]
+    try:
+        return peer_id_from_text_untrusted(on)
+    except RemoteProtocolError as exc:
+        raise bad_request(f"expected any, local, remote or a peer id (12D3KooW…): {exc}", param="souk.on") from exc

@@ -1,0 +1,87 @@
+"""What the API needs from the rest of the daemon, as interfaces: it knows no concrete class of theirs."""
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+
+from node.api.views import (
+    BundleView,
+    DeviceView,
+    JobView,
+    Json,
+    ModelView,
+    PeerView,
+    ReceiptView,
+    StatusView,
+)
+from node.config import ApiSection
+from node.market.order import JobEvent, Order
+from protocol.units import PeerId
+
+
+class Market(Protocol):
+    """Carries orders out."""
+
+    async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
+        """Run the whole order; send every event, ``Finished`` last, and return.
+
+        A full ``sink`` makes the consumer of the job wait. Cancelling cancels the job.
+
+        Raises: OrderError: one of its subclasses in ``node.market.order``.
+        """
+
+
+class View(Protocol):
+    """The daemon's facts as plain data; everything but the ledger's is at hand at once."""
+
+    def status(self) -> StatusView: ...
+
+    def peers(self) -> Sequence[PeerView]: ...
+
+    def models(self) -> Sequence[ModelView]: ...
+
+    def devices(self) -> Sequence[DeviceView]: ...
+
+    def advert(self) -> dict[str, Json] | None:
+        """Return what others see of this node, or None while nothing is advertised."""
+
+    def jobs(self) -> Sequence[JobView]: ...
+
+    def readiness(self) -> dict[str, str]:
+        """Return each check with ``ok`` or the reason why not."""
+
+    async def receipts(self, limit: int) -> Sequence[ReceiptView]:
+        """Return at most ``limit`` contracts, the latest first. Raises: LedgerError."""
+
+    async def bundle(self, contract_id_prefix: str) -> BundleView | None:
+        """Return the evidence of the one contract whose hex id starts so. Raises: LedgerError."""
+
+
+def _seed() -> int:
+    return secrets.randbits(63)
+
+
+def _unix_s() -> int:
+    return int(time.time())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """All that the API is given."""
+
+    config: ApiSection
+    token: str
+    """Whoever shows it may do everything."""
+    market: Market
+    view: View
+    connect: Callable[[str], Awaitable[PeerId]]
+    """Dial a multiaddr. Raises: TransportError."""
+    shutdown: Callable[[], None]
+    """Ask the daemon to stop; called after the answer is out."""
+    draw_seed: Callable[[], int] = _seed
+    """A seed in 0..2⁶³-1 for a request that brings none."""
+    unix_s: Callable[[], int] = _unix_s

@@ -1,0 +1,182 @@
+"""What the control API shows: plain data in base units, one struct for each JSON shape (ux.md, section 6).
+
+Whoever owns the facts fills these in; here stands only their form. Keys are added, never renamed or removed:
+the CLI and people's scripts read them. Ids are whole: peers as ``12D3KooW…``, everything else as hex.
+"""
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+Side = Literal["requester", "provider"]
+"""Which of the two parties of a contract."""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything shown."""
+
+
+class DeviceView(View, frozen=True, kw_only=True):
+    kind: str
+    index: int
+    name: str
+    architecture: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    dtypes: tuple[str, ...]
+    driver: str | None
+    matmul_gflops: int | None
+    read_mb_per_s: int | None
+
+
+class JobCounts(View, frozen=True, kw_only=True):
+    running: int
+    waiting: int
+
+
+class StatusView(View, frozen=True, kw_only=True):
+    schema: int = 1
+    name: str
+    peer_id: str
+    version: str
+    network: str
+    role: str
+    ready: bool
+    uptime_s: float
+    addresses: tuple[str, ...]
+    peers_connected: int
+    models: tuple[str, ...]
+    devices: tuple[DeviceView, ...]
+    jobs: JobCounts
+    earned_microcredits: int
+    spent_microcredits: int
+
+
+class OfferedModelView(View, frozen=True, kw_only=True):
+    """A model as one peer offers it; prices in µc per million tokens."""
+
+    name: str
+    model_id: str
+    context_tokens: int
+    price_in: int
+    price_out: int
+    tokens_per_s: float
+
+
+class PeerView(View, frozen=True, kw_only=True):
+    """Another peer: what its last advert says, and None where there is no advert."""
+
+    peer_id: str
+    name: str | None
+    connected: bool
+    advert_age_ms: int | None
+    models: tuple[OfferedModelView, ...] = ()
+    slots_free: int | None
+    slots_total: int | None
+    queue_ms: int | None
+    devices: tuple[DeviceView, ...] = ()
+
+
+class ModelView(View, frozen=True, kw_only=True):
+    """A model as the network offers it: the best price and speed of all who have it."""
+
+    name: str
+    model_id: str
+    local: bool
+    peers: int
+    context_tokens: int
+    price_in: int
+    price_out: int
+    tokens_per_s: float
+
+
+class ReceiptView(View, frozen=True, kw_only=True):
+    contract_id: str
+    job_id: str
+    role: Side
+    peer_id: str
+    model: str
+    state: str
+    tokens_in: int
+    tokens_out: int
+    cost_microcredits: int
+    at_ms: int
+
+
+class JobView(View, frozen=True, kw_only=True):
+    job_id: str
+    contract_id: str | None
+    role: Side
+    peer_id: str
+    model: str
+    state: str
+    tokens_out: int
+    started_ms: int
+
+
+class BundleMessage(View, frozen=True, kw_only=True):
+    type: str
+    sender: Side = msgspec.field(name="from")
+    at_ms: int
+    envelope: str
+
+
+class BundleView(View, frozen=True, kw_only=True):
+    """Everything that proves one contract, as it travelled: a third party can check it."""
+
+    network: str
+    messages: tuple[BundleMessage, ...]
+
+
+class PeersAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    peers: tuple[PeerView, ...]
+
+
+class ModelsAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    models: tuple[ModelView, ...]
+
+
+class DevicesAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    devices: tuple[DeviceView, ...]
+
+
+class AdvertAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    advert: dict[str, Json] | None
+
+
+class ReceiptsAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    receipts: tuple[ReceiptView, ...]
+
+
+class BundleAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    bundle: BundleView
+
+
+class JobsAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    jobs: tuple[JobView, ...]
+
+
+class HealthAnswer(View, frozen=True, kw_only=True):
+    status: Literal["ok"] = "ok"
+
+
+class ReadyAnswer(View, frozen=True, kw_only=True):
+    ready: bool
+    checks: dict[str, str]
+
+
+class ConnectRequest(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    address: str
+
+
+class ConnectAnswer(View, frozen=True, kw_only=True):
+    peer_id: str
