@@ -86,6 +86,15 @@ def open_untrusted(raw: bytes, *, network: NetworkId, kinds: frozenset[str]) -> 
     return Envelope(kind=kind, signer=signer, body=body, message_id=_id(signed, signer), raw=raw)
 
 
+def network_of_untrusted(raw: bytes) -> NetworkId:
+    """Return the network that an envelope names, unverified; raises nothing but ``RemoteProtocolError``."""
+    match decode_untrusted(raw, size_max=limits.BODY_BYTES_MAX + limits.ENVELOPE_OVERHEAD_BYTES_MAX):
+        case [int(), str(), bytes(net), bytes(), bytes(), bytes()]:
+            return NetworkId(net)
+        case _:
+            raise RemoteProtocolError("not an envelope of six fields", reason=Reason.ENVELOPE)
+
+
 def _signed_bytes(kind: str, network: NetworkId, body: bytes) -> bytes:
     name = kind.encode("ascii")
     assert 0 < len(name) <= limits.TYPE_BYTES_MAX
