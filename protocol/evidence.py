@@ -87,7 +87,7 @@ def describe_untrusted(raw: bytes) -> dict[str, object]:
     }
 
 
-def readable(value: Plain | Message) -> object:
+def readable(value: "Plain | Message") -> object:
     """Return ``value`` with bytes as hex, for people and JSON."""
     if isinstance(value, Message):
         return readable(to_plain(value))
