@@ -1,0 +1,336 @@
+"""A scripted market and view behind the real server, and a client that speaks plain HTTP."""
+
+import http.client
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from node.api.app import make_app
+from node.api.server import serve_app
+from node.api.services import Services
+from node.api.views import (
+    BundleMessage,
+    BundleView,
+    DeviceView,
+    JobCounts,
+    JobView,
+    Json,
+    ModelView,
+    OfferedModelView,
+    PeerView,
+    ReceiptView,
+    StatusView,
+)
+from node.config import ApiSection
+from node.errors import TransportError
+from node.market.order import Asking, Contracted, Finished, JobEvent, Order, Output, Quoted
+from protocol.identity import peer_id_to_text
+from protocol.units import JobId, MessageId, Microcredits, PeerId
+
+TOKEN = "the-token-of-the-home"
+PEER = PeerId(bytes(range(32)))
+PEER_TEXT = peer_id_to_text(PEER)
+JOB = JobId(b"j" * 16)
+CONTRACT = MessageId(b"c" * 32)
+RECEIPT = MessageId(b"r" * 32)
+
+ASKING = Asking(job_id=JOB, peer_ids=(PEER,))
+QUOTED = Quoted(peer_id=PEER, price_max_microcredits=Microcredits(9), queue_ms=0)
+CONTRACTED = Contracted(peer_id=PEER, contract_id=CONTRACT, price_max_microcredits=Microcredits(9), tokens_in=3)
+FINISHED = Finished(
+    job_id=JOB,
+    peer_id=PEER,
+    contract_id=CONTRACT,
+    receipt_id=RECEIPT,
+    finish="stop",
+    tokens_in=3,
+    tokens_out=2,
+    cost_microcredits=Microcredits(7),
+    first_token_ms=11,
+    duration_ms=12,
+)
+ANSWERED: "tuple[Step, ...]" = (
+    ASKING,
+    QUOTED,
+    CONTRACTED,
+    Output(tokens=(1,), text="Hel"),
+    Output(tokens=(2,), text="lo"),
+    FINISHED,
+)
+
+Step = JobEvent | Exception | trio.Event
+"""An event to send, an error to raise, or something to wait for."""
+
+
+class ScriptedMarket:
+    """Plays its script for every order and notes what it was asked and how it ended."""
+
+    def __init__(self, script: Sequence[Step] = ANSWERED) -> None:
+        self.script = script
+        self.orders: list[Order] = []
+        self.taken = trio.Event()
+        self.cancelled = trio.Event()
+
+    async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
+        self.orders.append(order)
+        self.taken.set()
+        try:
+            for step in self.script:
+                if isinstance(step, trio.Event):
+                    await step.wait()
+                elif isinstance(step, Exception):
+                    raise step
+                else:
+                    await sink.send(step)
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+
+class EndlessMarket(ScriptedMarket):
+    """Sends output until somebody stops it."""
+
+    async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
+        try:
+            await sink.send(CONTRACTED)
+            self.taken.set()
+            while True:
+                await sink.send(Output(tokens=(1,), text="x" * 4096))
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+
+
+DEVICE = DeviceView(
+    kind="cpu",
+    index=0,
+    name="a processor",
+    architecture="avx2",
+    memory_total_bytes=8,
+    memory_free_bytes=4,
+    dtypes=("fp32",),
+    driver=None,
+    matmul_gflops=50,
+    read_mb_per_s=None,
+)
+
+
+@dataclass
+class FixedView:
+    checks: dict[str, str] = field(default_factory=lambda: {"p2p": "ok"})
+    own_advert: dict[str, Json] | None = None
+    limits: list[int] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+
+    def status(self) -> StatusView:
+        return StatusView(
+            name="gpu-1",
+            peer_id=PEER_TEXT,
+            version="0.1.0",
+            network="main",
+            role="worker",
+            ready=True,
+            uptime_s=1.5,
+            addresses=("/ip4/127.0.0.1/tcp/11501",),
+            peers_connected=1,
+            models=("tiny",),
+            devices=(DEVICE,),
+            jobs=JobCounts(running=0, waiting=0),
+            earned_microcredits=0,
+            spent_microcredits=0,
+        )
+
+    def peers(self) -> list[PeerView]:
+        offered = OfferedModelView(
+            name="tiny", model_id="ab" * 32, context_tokens=64, price_in=1, price_out=2, tokens_per_s=3.5
+        )
+        return [
+            PeerView(
+                peer_id=PEER_TEXT,
+                name="gpu-2",
+                connected=True,
+                advert_age_ms=5,
+                models=(offered,),
+                slots_free=1,
+                slots_total=2,
+                queue_ms=0,
+                devices=(DEVICE,),
+            )
+        ]
+
+    def models(self) -> list[ModelView]:
+        return [
+            ModelView(
+                name="org/tiny",
+                model_id="ab" * 32,
+                local=True,
+                peers=2,
+                context_tokens=64,
+                price_in=1,
+                price_out=2,
+                tokens_per_s=3.5,
+            )
+        ]
+
+    def devices(self) -> list[DeviceView]:
+        return [DEVICE]
+
+    def advert(self) -> dict[str, Json] | None:
+        return self.own_advert
+
+    def jobs(self) -> list[JobView]:
+        return [
+            JobView(
+                job_id=JOB.hex(),
+                contract_id=None,
+                role="provider",
+                peer_id=PEER_TEXT,
+                model="tiny",
+                state="running",
+                tokens_out=3,
+                started_ms=4,
+            )
+        ]
+
+    def readiness(self) -> dict[str, str]:
+        return self.checks
+
+    async def receipts(self, limit: int) -> list[ReceiptView]:
+        self.limits.append(limit)
+        return [
+            ReceiptView(
+                contract_id=CONTRACT.hex(),
+                job_id=JOB.hex(),
+                role="requester",
+                peer_id=PEER_TEXT,
+                model="tiny",
+                state="closed",
+                tokens_in=3,
+                tokens_out=2,
+                cost_microcredits=7,
+                at_ms=1,
+            )
+        ]
+
+    async def bundle(self, contract_id_prefix: str) -> BundleView | None:
+        self.prefixes.append(contract_id_prefix)
+        if not CONTRACT.hex().startswith(contract_id_prefix):
+            return None
+        message = BundleMessage(type="quote", sender="provider", at_ms=1, envelope="00ff")
+        return BundleView(network="aa", messages=(message,))
+
+
+@dataclass
+class Dialler:
+    """Connects to nobody but ``/good``; notes that it was asked to stop."""
+
+    stopped: bool = False
+
+    async def connect(self, address: str) -> PeerId:
+        if address != "/good":
+            raise TransportError(f"nobody answers at {address}")
+        return PEER
+
+    def shutdown(self) -> None:
+        self.stopped = True
+
+
+@dataclass
+class Node:
+    """One served API and all that stands behind it."""
+
+    url: str
+    market: ScriptedMarket
+    view: FixedView
+    dialler: Dialler
+    scope: trio.CancelScope
+    """Cancel it to end the server; ``ended`` tells when it has."""
+    ended: trio.Event
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+    async def call(self, method: str, path: str, *, body: object = None, **headers: str) -> "Reply":
+        """Make one request with the token; ``_`` in header names stands for ``-``."""
+        return await trio.to_thread.run_sync(self._call, method, path, body, headers)
+
+    def _call(self, method: str, path: str, body: object, headers: dict[str, str]) -> "Reply":
+        sent = {"Authorization": f"Bearer {TOKEN}"}
+        sent |= {name.replace("_", "-").title(): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        try:
+            data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+            connection.request(method, path, data, sent)
+            response = connection.getresponse()
+            return Reply(status=response.status, headers=dict(response.getheaders()), body=response.read())
+        finally:
+            connection.close()
+
+    async def open(self, data: bytes) -> trio.SocketStream:
+        """Open a connection and send ``data`` as it is."""
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        await stream.send_all(data)
+        return stream
+
+    async def open_chat(self, *, stream: bool) -> trio.SocketStream:
+        body = json.dumps(chat_body(stream=stream)).encode()
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return await self.open(head.encode() + body)
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:  # Any: tests look into it
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, str | None]:
+        """Return the error after a check of its shape, which every error has."""
+        error: dict[str, str | None] = self.json["error"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert self.headers["x-request-id"]
+        return error
+
+
+def chat_body(**more: object) -> dict[str, object]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], **more}
+
+
+async def serve_node(
+    nursery: trio.Nursery, market: ScriptedMarket | None = None, *, config: ApiSection | None = None
+) -> Node:
+    """Start the real server on a free port, with fakes behind it."""
+    market, view, dialler = market or ScriptedMarket(), FixedView(), Dialler()
+    services = Services(
+        config=config or ApiSection(),
+        token=TOKEN,
+        market=market,
+        view=view,
+        connect=dialler.connect,
+        shutdown=dialler.shutdown,
+        draw_seed=lambda: 4242,
+        unix_s=lambda: 1_700_000_000,
+    )
+    scope, ended = trio.CancelScope(), trio.Event()
+
+    async def serve(task_status: trio.TaskStatus[str]) -> None:
+        try:
+            with scope:
+                await serve_app(make_app(services), "127.0.0.1:0", task_status=task_status)
+        finally:
+            ended.set()
+
+    url = await nursery.start(serve)
+    return Node(url=url, market=market, view=view, dialler=dialler, scope=scope, ended=ended)

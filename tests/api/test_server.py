@@ -1,0 +1,135 @@
+"""The listener under clients that stall, leave, lie and babble."""
+
+import pytest
+import trio
+import trio.testing
+from starlette.types import Receive, Scope, Send
+
+from node.api.server import HEAD_BYTES_MAX, serve_app
+from node.errors import NodeError
+from tests.api.fakes import ANSWERED, CONTRACTED, EndlessMarket, Node, ScriptedMarket, serve_node
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+GARBAGE = [
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"\x00" * 5000,
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: nine\r\n\r\n",
+    b"GET /healthz HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+    b"GET /" + b"a" * (2 * HEAD_BYTES_MAX),
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 200,
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    b"HTTP2-Settings: %%%\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n\xff\xff\xff",
+    b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+async def stalled_stream(nursery: trio.Nursery) -> tuple[Node, trio.SocketStream]:
+    """Return a node whose answer fills every buffer, and the client that does not read it."""
+    node = await serve_node(nursery, EndlessMarket())
+    client = await node.open_chat(stream=True)
+    await node.market.taken.wait()
+    await trio.testing.wait_all_tasks_blocked(0.05)
+    return node, client
+
+
+async def test_server_ends_at_once_when_a_client_does_not_read(nursery: trio.Nursery) -> None:
+    node, client = await stalled_stream(nursery)
+    with trio.fail_after(1):
+        node.scope.cancel()
+        await node.ended.wait()
+    assert node.market.cancelled.is_set()
+    await client.aclose()
+
+
+async def test_server_cuts_a_client_off_when_it_does_not_read_for_long(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    node = await serve_node(nursery, EndlessMarket())
+    client = await node.open_chat(stream=True)
+    with trio.fail_after(60):
+        await node.market.cancelled.wait()
+    assert trio.current_time() >= 20
+    await client.aclose()
+
+
+async def test_job_is_cancelled_when_a_client_that_did_not_read_leaves(nursery: trio.Nursery) -> None:
+    node, client = await stalled_stream(nursery)
+    with trio.fail_after(1):
+        await client.aclose()
+        await node.market.cancelled.wait()
+
+
+async def test_waiting_stream_is_kept_alive_by_comments(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    node = await serve_node(nursery, ScriptedMarket([CONTRACTED, trio.Event()]))
+    client = await node.open_chat(stream=True)
+    heard = b""
+    with trio.fail_after(60):
+        while heard.count(b": waiting\n\n") < 2:
+            heard += await client.receive_some()
+    await client.aclose()
+
+
+@pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
+async def test_server_answers_others_when_a_client_sends_garbage(nursery: trio.Nursery, garbage: bytes) -> None:
+    node = await serve_node(nursery)
+    client = await node.open(garbage)
+    with trio.fail_after(5):
+        await client.send_eof()
+        async for _ in client:
+            pass
+    assert (await node.call("GET", "/healthz")).status == 200
+    assert not node.ended.is_set()
+
+
+async def test_server_answers_others_when_clients_vanish_in_mid_request(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    for cut in range(0, len(HEALTH), 7):
+        client = await node.open(HEALTH[:cut])
+        await client.aclose()
+    assert (await node.call("GET", "/healthz")).status == 200
+
+
+async def test_connection_serves_one_request_after_another(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery, ScriptedMarket(ANSWERED))
+    client = await node.open(b"")
+    for _ in range(3):
+        await client.send_all(HEALTH)
+        answer = b""
+        while not answer.endswith(b'{"status":"ok"}'):
+            answer += await client.receive_some()
+    await client.aclose()
+
+
+async def test_server_names_the_address_and_the_way_out_when_the_port_is_in_use(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError
+
+    with pytest.raises(NodeError, match=rf"127\.0\.0\.1:{node.port}: the port is in use.*souk status"):
+        await serve_app(app, f"127.0.0.1:{node.port}")
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:99999", "[::2]:0"])
+async def test_server_refuses_to_start_when_the_address_is_not_its_own(bind: str) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError
+
+    with pytest.raises(NodeError, match="cannot listen on"):
+        await serve_app(app, bind)
+
+
+@pytest.mark.parametrize(("bind", "url"), [("localhost:0", "http://127.0.0.1:"), ("[::1]:0", "http://[::1]:")])
+async def test_server_tells_the_url_with_the_port_that_it_took(nursery: trio.Nursery, bind: str, url: str) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise AssertionError
+
+    told = await nursery.start(serve_app, app, bind)
+    assert told.startswith(url) and int(told.removeprefix(url)) > 0
+    nursery.cancel_scope.cancel()
