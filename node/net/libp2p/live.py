@@ -1,0 +1,159 @@
+"""What exists only while the network runs: the host, its services, and the tasks that look after them."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.network.stream.net_stream import NetStream
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
+from libp2p.tools.anyio_service import background_trio_service
+from multiaddr import Multiaddr
+
+from node.errors import TransportError
+from node.net.interface import GossipHandler, RecordRules, StreamHandler
+from node.net.libp2p import limits
+from node.net.libp2p.dht import RecordTable
+from node.net.libp2p.dialer import AddressBook, Dialer
+from node.net.libp2p.host import ConnectionWatcher, build_host
+from node.net.libp2p.inbound import InboundStreams
+from node.net.libp2p.peers import from_libp2p_untrusted
+from node.net.libp2p.pubsub import build_pubsub
+from node.net.libp2p.stream import LibP2pStream
+from protocol.units import PeerId
+
+log = logging.getLogger(__name__)
+
+_NEWCOMERS_MAX: Final = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What was registered before ``run``."""
+
+    marker: TProtocol
+    """Offered by every node of this network and by no other."""
+    handlers: dict[str, StreamHandler]
+    callbacks: list[Callable[[PeerId], None]]
+    topics: dict[str, GossipHandler]
+    rules: list[RecordRules]
+
+
+class Live:
+    """One run of a network."""
+
+    def __init__(self, seed: bytes, registered: Registered, book: AddressBook) -> None:
+        self.host = build_host(seed, on_identified=self._admit_member)
+        self.pubsub, self.router = build_pubsub(self.host, registered.topics)
+        self.records = RecordTable(self.host, registered.rules)
+        self.dialer = Dialer(self.host, book)
+        self._registered = registered
+        self._inbound = InboundStreams(self.wrap)
+        self._newcomers_in, self._newcomers = trio.open_memory_channel[ID](_NEWCOMERS_MAX)
+        self._lingering_in, self._lingering = trio.open_memory_channel[LibP2pStream](limits.LINGERING_MAX)
+
+    async def run(self, listen: tuple[str, ...], task_status: trio.TaskStatus[None]) -> None:
+        """Listen and serve until cancelled. Raises: TransportError: an address cannot be listened on."""
+        refused: list[str] = []
+        async with self.host.run([Multiaddr(address) for address in listen]):
+            # The library raises nothing when it cannot listen.
+            listeners = self.host.get_network().listeners
+            refused += [address for address in listen if str(Multiaddr(address)) not in listeners]
+            if not refused:
+                await self._serve(task_status)
+            await self._close()
+        # Outside of the library's nurseries, which would wrap it into groups.
+        raise TransportError(
+            f"cannot listen on {', '.join(refused)}: not a TCP address, or taken by somebody else"
+        )
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        self.host.set_stream_handler(self._registered.marker, _refuse)
+        for protocol, handler in self._registered.handlers.items():
+            serve = partial(self._inbound.serve, protocol, handler)
+            self.host.set_stream_handler(TProtocol(protocol), serve)
+        self.host.get_network().register_notifee(ConnectionWatcher(self._greet))
+        async with AsyncExitStack() as services:
+            for service in (self.pubsub, self.router, self.records.service):
+                await services.enter_async_context(background_trio_service(service))
+            await self.pubsub.wait_until_ready()
+            for topic in self._registered.topics:
+                await self.pubsub.subscribe(topic)
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._admit_all)
+                    nursery.start_soon(self._linger_all)
+                    task_status.started()
+            finally:
+                # Leaving the library's contexts alone leaves sockets open, and peers with ghosts of us.
+                await self._close()
+
+    async def _close(self) -> None:
+        with trio.move_on_after(limits.CLOSE_S, shield=True):
+            await self.host.close()
+
+    def wrap(self, inner: INetStream) -> LibP2pStream:
+        """Put frames on a stream of the library's."""
+        assert isinstance(inner, NetStream)
+        peer_id = from_libp2p_untrusted(inner.muxed_conn.peer_id)
+        return LibP2pStream(inner, peer_id, linger=self._linger)
+
+    def _greet(self, peer: ID) -> None:
+        peer_id = from_libp2p_untrusted(peer)
+        for callback in self._registered.callbacks:
+            callback(peer_id)
+        # Identify is not repeated for a peer that it knows from before.
+        self._admit_member(peer)
+
+    def _admit_member(self, peer: ID) -> None:
+        """Queue a peer for the DHT, if it has told that it is of our network."""
+        try:
+            offered = self.host.get_peerstore().get_protocols(peer)
+        except PeerStoreError:
+            return
+        if self._registered.marker in offered:
+            try:
+                self._newcomers_in.send_nowait(peer)
+            except trio.WouldBlock:
+                # Lookups will meet it again.
+                log.debug("dht_newcomer_dropped", extra={"peer": str(peer)})
+
+    async def _admit_all(self) -> None:
+        async for peer in self._newcomers:
+            await self.records.add_peer(peer)
+
+    def _linger(self, stream: LibP2pStream) -> bool:
+        try:
+            self._lingering_in.send_nowait(stream)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    async def _linger_all(self) -> None:
+        """Wait, for each stream that we finished, until the peer has finished too."""
+        slots = trio.CapacityLimiter(limits.LINGERING_MAX)
+        async with trio.open_nursery() as nursery:
+            async for stream in self._lingering:
+                await slots.acquire_on_behalf_of(stream)
+                nursery.start_soon(_linger_one, stream, slots)
+
+
+async def _linger_one(stream: LibP2pStream, slots: trio.CapacityLimiter) -> None:
+    try:
+        with trio.move_on_after(limits.LINGER_S) as patience:
+            await stream.drain()
+        if patience.cancelled_caught:
+            await stream.reset()
+    finally:
+        slots.release_on_behalf_of(stream)
+
+
+async def _refuse(stream: INetStream) -> None:
+    """The marker protocol says who we are by being offered; there is nothing to talk about on it."""
+    await stream.reset()
