@@ -1,0 +1,84 @@
+"""What a device does, measured for a second at start: matrix products, memory reads, one sequence's decoding.
+
+Products and reads do not predict decoding (engines reach 18 to 83 % of the same limit), so all three are measured.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from node.execution.engine.engine import Engine
+from node.execution.engine.llama import Llama
+from node.execution.engine.scheduler import Sequence
+from protocol.task import Sampling
+
+WINDOW_S: Final = 0.15
+DECODE_S: Final = 0.4
+_RUNS_MIN: Final = 3
+_WARM_UP_TOKENS: Final = 3
+_PROMPT_TOKENS: Final = 16
+_DECODE_TOKENS_MAX: Final = 128
+_REQUEST: Final = -1
+
+
+def matmul_gflops(device: torch.device, dtype: torch.dtype) -> int:
+    """Return 10⁹ floating-point operations per second of a square product."""
+    side = 1024 if device.type == "cpu" else 8192
+    with torch.inference_mode():
+        a = torch.randn(side, side, device=device).to(dtype)
+        seconds = _median_s(lambda: a @ a, device)
+    return round(2 * side**3 / seconds / 1e9)
+
+
+def read_mb_per_s(device: torch.device) -> int:
+    """Return 10⁶ bytes per second of a streaming read, from more memory than any cache holds."""
+    numbers = (128 << 20 if device.type == "cpu" else 2 << 30) // 4
+    with torch.inference_mode():
+        x = torch.ones(numbers, device=device)
+        seconds = _median_s(x.sum, device)
+    return round(4 * numbers / seconds / 1e6)
+
+
+def decode_tokens_per_s_milli(model: Llama, engine: Engine) -> int:
+    """Return thousandths of tokens per second that one sequence gets; the engine must be idle."""
+    assert engine.idle
+    tokens = [token % model.shape.vocabulary for token in range(1, _PROMPT_TOKENS + 1)]
+    out_max = min(_DECODE_TOKENS_MAX, engine.context_tokens - len(tokens))
+    sequence = Sequence(
+        request=_REQUEST,
+        tokens=tokens,
+        prompt_tokens=len(tokens),
+        tokens_out_max=out_max,
+        sampling=Sampling(),
+        stop_tokens=frozenset(),
+    )
+    engine.add(sequence)
+    while sequence.answer_tokens < _WARM_UP_TOKENS:
+        engine.step()
+    started, before = time.perf_counter(), sequence.answer_tokens
+    while not engine.idle and time.perf_counter() - started < DECODE_S:
+        engine.step()
+    elapsed = time.perf_counter() - started
+    engine.cancel(_REQUEST)
+    return max(1, round((sequence.answer_tokens - before) * 1000 / elapsed))
+
+
+def _median_s(run: Callable[[], object], device: torch.device) -> float:
+    run()
+    _wait(device)
+    seconds: list[float] = []
+    end = time.perf_counter() + WINDOW_S
+    while time.perf_counter() < end or len(seconds) < _RUNS_MIN:
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

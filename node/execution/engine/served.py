@@ -1,0 +1,124 @@
+"""One loaded model inside a worker: prompts that are held, jobs that run, and their text.
+
+Joins the engine, which knows only tokens, with the codec, which knows only text.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from node.errors import JobRefusedError
+from node.execution.engine.engine import Chosen, Engine
+from node.execution.engine.llama import Llama, load_llama
+from node.execution.engine.scheduler import Sequence
+from node.execution.engine.text import TextCodec, TextStream, load_codec
+from node.execution.frames import Load, Prepare, Start, StepPiece
+from node.execution.shape import read_shape
+from protocol.task import FinishReason, Sampling
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldPrompt:
+    """A tokenised prompt on its way to the engine."""
+
+    request: int
+    model: bytes
+    tokens: list[int]
+    stop: tuple[str, ...]
+
+
+class ServedModel:
+    """A model with its engine. ``prepare`` may run in another thread than the rest: it only reads."""
+
+    def __init__(self, model: Llama, codec: TextCodec, engine: Engine, load: Load) -> None:
+        self.model, self.engine = model, engine
+        self._codec, self._load = codec, load
+        self._stop_tokens = codec.stop_tokens(model.shape.eos_tokens | _generation_eos(Path(load.folder)))
+        self._streams: dict[int, TextStream] = {}
+
+    def prepare(self, frame: Prepare) -> HeldPrompt:
+        """Render and tokenise.
+
+        Raises:
+            JobRefusedError: ``input``, or ``context_exceeded`` with the limit in the message.
+        """
+        tokens = self._codec.encode(frame.messages, frame.prompt)
+        limit = self._load.context_tokens
+        if len(tokens) + frame.tokens_out_max > limit:
+            raise JobRefusedError(
+                f"the prompt has {len(tokens)} tokens and the answer may have {frame.tokens_out_max}: together "
+                f"{len(tokens) + frame.tokens_out_max}, this model is served with a context of {limit}",
+                code="context_exceeded",
+            )
+        if max(tokens) >= self.model.shape.vocabulary:
+            raise JobRefusedError("the prompt has tokens that the model does not know", code="input")
+        return HeldPrompt(request=frame.request, model=frame.model, tokens=tokens, stop=frame.stop)
+
+    def start(self, held: HeldPrompt, frame: Start) -> None:
+        """Queue a held prompt; ``tokens_out_max`` is at most what was prepared for."""
+        sampling = Sampling(
+            temperature_milli=frame.temperature_milli, top_p_milli=frame.top_p_milli, seed=frame.seed
+        )
+        self._streams[held.request] = self._codec.stream(held.stop)
+        self.engine.add(
+            Sequence(
+                request=held.request,
+                tokens=held.tokens,
+                prompt_tokens=len(held.tokens),
+                tokens_out_max=frame.tokens_out_max,
+                sampling=sampling,
+                stop_tokens=self._stop_tokens,
+            )
+        )
+
+    def cancel(self, request: int) -> None:
+        """Free the slot of ``request``; does nothing when it is unknown."""
+        if self._streams.pop(request, None) is not None:
+            self.engine.cancel(request)
+
+    def step(self) -> list[StepPiece]:
+        """Run one pass of the engine and return what it gave each job."""
+        return [self._piece(chosen) for chosen in self.engine.step()]
+
+    def _piece(self, chosen: Chosen) -> StepPiece:
+        stream = self._streams[chosen.request]
+        finish: FinishReason | None = chosen.finish
+        text = "" if finish == "stop" else stream.push(chosen.token)
+        if stream.stopped and finish is None:
+            self.engine.cancel(chosen.request)
+        if stream.stopped:
+            finish = "stop"
+        if finish is not None:
+            text += stream.end()
+            del self._streams[chosen.request]
+        return StepPiece(request=chosen.request, tokens=(chosen.token,), text=text, finish=finish)
+
+
+def load_served(load: Load, device: torch.device) -> ServedModel:
+    """Load weights, tokenizer and cache as ``load`` says.
+
+    Raises:
+        ModelError, KeyError, ValueError, OSError: the files are not a model that the engine runs.
+    """
+    folder = Path(load.folder)
+    shape = read_shape(folder)
+    codec = load_codec(folder)
+    model = load_llama(folder, shape, device=device, dtype=TORCH_DTYPES[load.dtype])
+    engine = Engine(
+        model, slots=load.slots, context_tokens=load.context_tokens, prefill_tokens=load.prefill_tokens
+    )
+    return ServedModel(model, codec, engine, load)
+
+
+def _generation_eos(folder: Path) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return frozenset()
+    settings: dict[str, Any] = json.loads(path.read_bytes())  # Any: the one use below checks its type
+    value = settings.get("eos_token_id")
+    return frozenset(token for token in (value if isinstance(value, list) else [value]) if type(token) is int)

@@ -1,0 +1,61 @@
+"""The device that this worker was promised, as torch sees it. CUDA paths: not run on a GPU yet."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from node.errors import ExecutionError
+from node.execution.frames import Ready
+from node.execution.interface import Dtype
+
+# Without these instructions oneDNN emulates bfloat16, which is slower than float32.
+_BF16_FLAGS: Final = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def open_device(name: str, threads: int) -> torch.device:
+    """Return the device called ``name``.
+
+    Raises:
+        ExecutionError: ``device``: torch does not see it. A container without the driver's files makes torch
+            fall back to the CPU without a word, so this is asked and not assumed.
+    """
+    device = torch.device(name)
+    if device.type == "cuda":
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= found:
+            raise ExecutionError(f"expected CUDA device {name}, torch sees {found} CUDA devices", code="device")
+        torch.cuda.set_device(device)
+    torch.set_num_threads(threads)
+    return device
+
+
+def describe_device(device: torch.device) -> Ready:
+    """Return what torch knows of the device; dtypes are ordered by what should be served."""
+    runtime = f"torch {torch.__version__.split('+')[0]}"
+    if device.type == "cpu":
+        has_bf16 = bool(_cpu_flags() & set(_BF16_FLAGS))
+        dtypes: tuple[Dtype, ...] = ("bf16", "fp32") if has_bf16 else ("fp32", "bf16")
+        return Ready(architecture=torch.backends.cpu.get_cpu_capability().lower(), dtypes=dtypes, runtime=runtime)
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    uuid = str(getattr(properties, "uuid", "") or "")
+    return Ready(
+        name=properties.name,
+        architecture=f"sm_{properties.major}{properties.minor}",
+        memory_total_bytes=total,
+        memory_free_bytes=free,
+        dtypes=("bf16", "fp16", "fp32") if properties.major >= 8 else ("fp16", "fp32"),
+        runtime=runtime,
+        uuid=f"GPU-{uuid}" if uuid and not uuid.startswith("GPU-") else uuid or None,
+    )
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    # "flags" on x86, "Features" on ARM.
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return set(flags.partition(":")[2].split())

@@ -1,0 +1,218 @@
+"""``python -m node.execution.engine.worker <socket fd> <parent pid>``: the process that runs models.
+
+Two threads: one reads frames and tokenises prompts, the main one steps the engines. The process ends when its
+parent does, and on any error that is not one request's own: its parent starts another one.
+"""
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from typing import Final, TypeAlias, assert_never
+
+import torch
+
+from node.errors import ExecutionError, NodeError
+from node.execution.engine.measure import decode_tokens_per_s_milli, matmul_gflops, read_mb_per_s
+from node.execution.engine.served import HeldPrompt, ServedModel, load_served
+from node.execution.engine.torch_device import describe_device, open_device
+from node.execution.frames import (
+    LENGTH_BYTES,
+    Cancel,
+    Failed,
+    FromWorker,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    Prepare,
+    Prepared,
+    Setup,
+    Start,
+    Step,
+    ToWorker,
+    decode_to_worker,
+    encode_frame,
+    frame_length,
+)
+
+_PR_SET_PDEATHSIG: Final = 1
+EXIT_FAULT: Final = 1
+EXIT_ORPHAN: Final = 3
+
+Work: TypeAlias = Load | HeldPrompt | Start | Cancel | Measure
+
+
+class Link:
+    """The socket to the daemon; both threads send, one receives."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._file = sock.makefile("rb")
+        self._sending = threading.Lock()
+
+    def send(self, frame: FromWorker) -> None:
+        data = encode_frame(frame)
+        with self._sending:
+            self._socket.sendall(data)
+
+    def receive(self) -> ToWorker | None:
+        """Return the next frame, ``None`` once the daemon is gone."""
+        prefix = self._file.read(LENGTH_BYTES)
+        if len(prefix) < LENGTH_BYTES:
+            return None
+        length = frame_length(prefix)
+        body = self._file.read(length)
+        return decode_to_worker(body) if len(body) == length else None
+
+
+class Worker:
+    """The models of one device, and what is asked of them."""
+
+    def __init__(self, link: Link, device: torch.device) -> None:
+        self._link, self._device = link, device
+        # Filled by the reader, which the daemon's own bound on jobs holds back.
+        self.inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
+        self._models: dict[bytes, ServedModel] = {}
+        self._held: dict[int, HeldPrompt] = {}
+        self._owner: dict[int, ServedModel] = {}
+
+    def read(self) -> None:
+        """Take frames until the daemon is gone, which ends the process. Runs in its own thread."""
+        while (frame := self._link.receive()) is not None:
+            match frame:
+                case Prepare():
+                    self._prepare(frame)
+                case Setup():
+                    raise ExecutionError("expected one Setup, got a second", code="protocol")
+                case _:
+                    self.inbox.put(frame)
+
+    def run(self) -> None:
+        """Step every model that has something to do; wait only when none has."""
+        while True:
+            busy = [served for served in self._models.values() if not served.engine.idle]
+            if not busy:
+                self._handle(self.inbox.get())
+            while not self.inbox.empty():
+                self._handle(self.inbox.get())
+            for served in busy:
+                # Sent without pieces too: a long prompt is a sign of life for each of its chunks.
+                pieces = tuple(served.step())
+                for piece in pieces:
+                    if piece.finish is not None:
+                        self._owner.pop(piece.request, None)
+                self._link.send(Step(pieces=pieces))
+
+    def _handle(self, work: Work) -> None:
+        match work:
+            case Load():
+                self._load(work)
+            case HeldPrompt():
+                self._held[work.request] = work
+            case Start():
+                self._start(work)
+            case Cancel():
+                self._held.pop(work.request, None)
+                if served := self._owner.pop(work.request, None):
+                    served.cancel(work.request)
+            case Measure():
+                self._measure(work)
+            case _:
+                assert_never(work)
+
+    def _load(self, load: Load) -> None:
+        try:
+            self._models[load.model] = load_served(load, self._device)
+        # One model that cannot be loaded leaves the others: files are wrong in more ways than can be listed.
+        except Exception as exc:
+            message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
+            self._link.send(Failed(request=load.request, code="load", message=message))
+        else:
+            self._link.send(Loaded(request=load.request))
+
+    def _prepare(self, frame: Prepare) -> None:
+        served = self._models.get(frame.model)
+        try:
+            if served is None:
+                raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
+            held = served.prepare(frame)
+        except ExecutionError as exc:
+            self._link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
+            return
+        # Before the answer: a Start that follows it must find the prompt.
+        self.inbox.put(held)
+        self._link.send(Prepared(request=frame.request, tokens=len(held.tokens)))
+
+    def _start(self, frame: Start) -> None:
+        held = self._held.pop(frame.request, None)
+        if held is None:
+            self._link.send(Failed(request=frame.request, code="protocol", message="no such prompt is held"))
+            return
+        served = self._models[held.model]
+        self._owner[frame.request] = served
+        served.start(held, frame)
+
+    def _measure(self, frame: Measure) -> None:
+        served = self._models[frame.model]
+        self._link.send(
+            Measured(
+                request=frame.request,
+                matmul_gflops=matmul_gflops(self._device, served.model.dtype),
+                read_mb_per_s=read_mb_per_s(self._device),
+                tokens_per_s_milli=decode_tokens_per_s_milli(served.model, served.engine),
+            )
+        )
+
+
+def main() -> None:
+    """Serve the daemon at the other end of the socket until it is gone."""
+    _die_with_parent(int(sys.argv[2]))
+    link = Link(socket.socket(fileno=int(sys.argv[1])))
+    # Whatever a library prints must not look like output of the daemon.
+    os.dup2(2, 1)
+    setup = link.receive()
+    if setup is None:
+        return
+    assert isinstance(setup, Setup)
+    device = open_device(setup.device, setup.threads)
+    worker = Worker(link, device)
+    threading.Thread(target=_read_then_exit, args=(worker,), daemon=True).start()
+    link.send(describe_device(device))
+    worker.run()
+
+
+def _read_then_exit(worker: Worker) -> None:
+    """Read until the daemon is gone; then, or on a fault, take the whole process along."""
+    status = EXIT_FAULT
+    try:
+        worker.read()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
+    finally:
+        # The main thread may be inside a matrix product for seconds.
+        os._exit(status)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when the thread that started it ends (Linux only)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(EXIT_ORPHAN)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(EXIT_FAULT)

@@ -1,0 +1,171 @@
+"""What the daemon and its worker process say to each other: typed msgpack frames over a socket pair.
+
+A frame is a big-endian 32-bit length and one tagged message. Both ends are this program in one version, so
+there is no version field; a frame that does not decode is a bug or a torn process, and ends the worker.
+"""
+
+import struct
+from typing import Final, TypeAlias
+
+import msgspec
+
+from node.execution.interface import Dtype
+from protocol.task import ChatMessage, FinishReason
+
+LENGTH_BYTES: Final = 4
+# An input of 1 MiB travels in one Prepare; nothing else comes near.
+FRAME_BYTES_MAX: Final = 8 << 20
+_LENGTH: Final = struct.Struct(">I")
+
+
+class Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
+    """Base of every message; the class name is its tag."""
+
+
+class Setup(Frame, frozen=True, kw_only=True):
+    """The first frame to a worker: which device to take. It refuses to run on another one."""
+
+    device: str
+    threads: int
+
+
+class Load(Frame, frozen=True, kw_only=True):
+    """Load a model and reserve its cache; answered by ``Loaded`` or ``Failed`` with this ``request``."""
+
+    request: int
+    model: bytes
+    folder: str
+    dtype: Dtype
+    slots: int
+    context_tokens: int
+    prefill_tokens: int
+
+
+class Prepare(Frame, frozen=True, kw_only=True):
+    """Render and tokenise, then hold the prompt as ``request``; answered by ``Prepared`` or ``Failed``."""
+
+    request: int
+    model: bytes
+    messages: tuple[ChatMessage, ...]
+    prompt: str
+    stop: tuple[str, ...]
+    tokens_out_max: int
+
+
+class Start(Frame, frozen=True, kw_only=True):
+    """Run the prompt held as ``request``; its pieces come in ``Step`` frames."""
+
+    request: int
+    temperature_milli: int
+    top_p_milli: int
+    seed: int
+    tokens_out_max: int
+
+
+class Cancel(Frame, frozen=True, kw_only=True):
+    """Forget ``request``, running or held; not answered."""
+
+    request: int
+
+
+class Measure(Frame, frozen=True, kw_only=True):
+    """Measure the device and this model's decode speed; answered by ``Measured``."""
+
+    request: int
+    model: bytes
+
+
+class Ready(Frame, frozen=True, kw_only=True):
+    """The worker has its device; ``None`` where that does not apply to its kind."""
+
+    architecture: str
+    dtypes: tuple[Dtype, ...]
+    """Best first."""
+    runtime: str
+    """Such as ``torch 2.13.0``."""
+    name: str | None = None
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    uuid: str | None = None
+
+
+class Loaded(Frame, frozen=True, kw_only=True):
+    request: int
+
+
+class Prepared(Frame, frozen=True, kw_only=True):
+    request: int
+    tokens: int
+
+
+class Measured(Frame, frozen=True, kw_only=True):
+    request: int
+    matmul_gflops: int
+    read_mb_per_s: int
+    tokens_per_s_milli: int
+
+
+class Failed(Frame, frozen=True, kw_only=True):
+    """``request`` is over; ``code`` is one of ``ExecutionError``'s fixed words."""
+
+    request: int
+    code: str
+    message: str
+
+
+class StepPiece(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    request: int
+    tokens: tuple[int, ...]
+    text: str
+    finish: FinishReason | None
+
+
+class Step(Frame, frozen=True, kw_only=True):
+    """What one forward pass gave; sent for empty ones too, as the sign of life."""
+
+    pieces: tuple[StepPiece, ...]
+
+
+ToWorker: TypeAlias = Setup | Load | Prepare | Start | Cancel | Measure
+FromWorker: TypeAlias = Ready | Loaded | Prepared | Measured | Failed | Step
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+def encode_frame(frame: ToWorker | FromWorker) -> bytes:
+    """Return the frame's bytes with their length in front."""
+    body = _encoder.encode(frame)
+    assert len(body) <= FRAME_BYTES_MAX
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(prefix: bytes) -> int:
+    """Return how many bytes follow this prefix.
+
+    Raises:
+        ValueError: more than any frame has.
+    """
+    (length,) = _LENGTH.unpack(prefix)
+    if length > FRAME_BYTES_MAX:
+        raise ValueError(f"a frame of {length} bytes, at most {FRAME_BYTES_MAX}")
+    return int(length)
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """Return the message in ``body``; ``ValueError`` when there is none."""
+    try:
+        frame: ToWorker = _to_worker.decode(body)
+    except msgspec.MsgspecError as exc:
+        raise ValueError(str(exc)) from exc
+    return frame
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """Return the message in ``body``; ``ValueError`` when there is none."""
+    try:
+        frame: FromWorker = _from_worker.decode(body)
+    except msgspec.MsgspecError as exc:
+        raise ValueError(str(exc)) from exc
+    return frame

@@ -1,0 +1,77 @@
+"""How much memory a model takes on a device, by arithmetic before anything is loaded. Pure.
+
+Sources: safetensors header for the parameters, ``config.json`` for the rest. Activations and the logits of one
+step are bounded by the prefill budget and the slots.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from node.execution.interface import Dtype
+from node.execution.shape import LlamaShape
+
+BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
+
+# Interpreter and torch: 250 MB of resident memory on a CPU. For CUDA, context and allocator slack are
+# estimated, not measured: not run on a GPU yet.
+FIXED_BYTES: Final = {"cpu": 250 << 20, "cuda": 600 << 20}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that one model needs to be served with these slots."""
+
+    slots: int
+    context_tokens: int
+    weights_bytes: int
+    cache_bytes: int
+    working_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.cache_bytes + self.working_bytes
+
+
+def kv_bytes_per_token(shape: LlamaShape, dtype: Dtype) -> int:
+    """Return what one token of one sequence keeps in the KV cache."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_size * BYTES_OF[dtype]
+
+
+def plan_model(
+    shape: LlamaShape, parameters: int, *, dtype: Dtype, slots: int, context_tokens: int, prefill_tokens: int
+) -> MemoryPlan:
+    """Return the plan of a model with ``parameters`` numbers, of which every slot holds a whole context."""
+    width = BYTES_OF[dtype]
+    head_columns = (shape.heads + 2 * shape.kv_heads) * shape.head_size
+    activations = prefill_tokens * width * (2 * shape.hidden + 3 * shape.feed_forward + head_columns)
+    logits = slots * shape.vocabulary * (width + 4)
+    # The CPU path keeps a tied embedding twice: as a table, and packed for the last layer.
+    packed_twice = shape.vocabulary * shape.hidden * width if shape.tied_embeddings else 0
+    return MemoryPlan(
+        slots=slots,
+        context_tokens=context_tokens,
+        weights_bytes=parameters * width + packed_twice,
+        cache_bytes=slots * context_tokens * kv_bytes_per_token(shape, dtype),
+        working_bytes=activations + logits,
+    )
+
+
+def fit_slots(largest: MemoryPlan, budget_bytes: int) -> MemoryPlan | None:
+    """Return ``largest`` with as many of its slots as the budget holds, ``None`` when not even one fits."""
+    per_slot = largest.cache_bytes // largest.slots
+    spare = budget_bytes - largest.weights_bytes - largest.working_bytes
+    slots = min(largest.slots, spare // per_slot)
+    if slots < 1:
+        return None
+    return MemoryPlan(
+        slots=slots,
+        context_tokens=largest.context_tokens,
+        weights_bytes=largest.weights_bytes,
+        cache_bytes=slots * per_slot,
+        working_bytes=largest.working_bytes,
+    )
+
+
+def device_budget(kind: str, *, total_bytes: int, free_bytes: int, percent: int) -> int:
+    """Return what models may take on a device of which ``percent`` may be filled."""
+    return max(0, min(free_bytes, total_bytes * percent // 100) - FIXED_BYTES[kind])

@@ -1,0 +1,193 @@
+"""The node's executor: one worker process per device, and each job on the device that has the fewest.
+
+Implements ``interface.Executor``. Devices and restarts are ``device_worker.py``'s business.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import trio
+from trio import TaskStatus
+
+from node.config import WorkerSection
+from node.errors import ExecutionError, JobRefusedError, ModelError
+from node.execution.device_worker import SILENCE_S_MAX, DeviceSetup, DeviceWorker, LocalModel
+from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
+from node.execution.frames import Prepare, Prepared, Start
+from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.worker_process import Request
+from protocol.task import GenerateInput, Sampling
+from protocol.units import ModelId
+
+log = logging.getLogger(__name__)
+
+ALL_MODELS = "*"
+
+
+class ModelSource(Protocol):
+    """Where models come from; ``node.models.store.ModelStore`` is one."""
+
+    def models(self) -> Sequence[LocalModel]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Held:
+    """A prompt that a worker holds for a job, with the request that owns it there."""
+
+    prompt: Prompt
+    request: Request
+    tokens_out_max: int
+
+
+class WorkerPool:
+    """Runs jobs on this node's devices. ``serve`` names models, or ``*`` for all; empty serves nothing."""
+
+    def __init__(
+        self,
+        config: WorkerSection,
+        store: ModelSource,
+        serve: tuple[str, ...],
+        *,
+        silence_s_max: float = SILENCE_S_MAX,
+    ) -> None:
+        self._config, self._store, self._serve = config, store, serve
+        self._silence_s_max = silence_s_max
+        self._workers: tuple[DeviceWorker, ...] = ()
+        self._held: dict[str, _Held] = {}
+
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started once every device has loaded and measured its models.
+
+        No process is left when this returns.
+
+        Raises:
+            ConfigError: the configuration names a device in no known form.
+        """
+        models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
+        self._workers = tuple(DeviceWorker(setup) for setup in self._setups(models)) if models else ()
+        try:
+            async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as starting:
+                    for worker in self._workers:
+                        starting.start_soon(nursery.start, worker.run)
+                task_status.started()
+                log.info("models served", extra={"models": [model.name for model in self.models()]})
+                await trio.sleep_forever()
+        finally:
+            self._held.clear()
+
+    def devices(self) -> tuple[DeviceReport, ...]:
+        """Return every device that has been ready since the start, as it was found then."""
+        return tuple(worker.report for worker in self._workers if worker.report is not None)
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return what answers now: nothing of a device whose worker is being restarted."""
+        return tuple(model for worker in self._workers for model in worker.served)
+
+    async def prepare(
+        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+    ) -> Prompt:
+        """See ``Executor.prepare``."""
+        assert job_key not in self._held and tokens_out_max > 0
+        request = self._least_loaded(model_id).process.open_request(tokens_out_max + 2)
+        try:
+            await request.send(
+                Prepare(
+                    request=request.number,
+                    model=model_id,
+                    messages=task_input.messages,
+                    prompt=task_input.prompt,
+                    stop=task_input.stop,
+                    tokens_out_max=tokens_out_max,
+                )
+            )
+            answer = await request.receive()
+        except BaseException:
+            request.close()
+            raise
+        assert isinstance(answer, Prepared)
+        prompt = Prompt(job_key=job_key, model_id=model_id, tokens_in=answer.tokens)
+        self._held[job_key] = _Held(prompt=prompt, request=request, tokens_out_max=tokens_out_max)
+        return prompt
+
+    async def generate(
+        self, prompt: Prompt, sampling: Sampling, *, tokens_out_max: int, sink: trio.MemorySendChannel[Piece]
+    ) -> None:
+        """See ``Executor.generate``."""
+        held = self._held.pop(prompt.job_key, None)
+        if held is None:
+            raise ExecutionError("the prompt is not held any more: prepare it again", code="not_prepared")
+        with held.request as request:
+            await request.send(
+                Start(
+                    request=request.number,
+                    temperature_milli=sampling.temperature_milli,
+                    top_p_milli=sampling.top_p_milli,
+                    seed=sampling.seed,
+                    tokens_out_max=min(tokens_out_max, held.tokens_out_max),
+                )
+            )
+            while True:
+                piece = await request.receive()
+                assert isinstance(piece, Piece)
+                try:
+                    await sink.send(piece)
+                except trio.BrokenResourceError as exc:
+                    raise ExecutionError("nobody reads the answer any more", code="reader_gone") from exc
+                if piece.finish is not None:
+                    return
+
+    async def release(self, prompt: Prompt) -> None:
+        """See ``Executor.release``."""
+        if held := self._held.pop(prompt.job_key, None):
+            held.request.close()
+
+    def _least_loaded(self, model_id: ModelId) -> DeviceWorker:
+        serving = [w for w in self._workers if any(model.model_id == model_id for model in w.served)]
+        if serving:
+            return min(serving, key=lambda worker: worker.process.jobs)
+        for worker in self._workers:
+            if any(model.model_id == model_id for model in worker.configured):
+                # Raises that it is restarting, unless the model was left out.
+                _ = worker.process
+        names = ", ".join(sorted({model.name for model in self.models()})) or "nothing"
+        raise JobRefusedError(
+            f"this node does not serve model {model_id.hex()[:16]}; it serves {names}", code="model_unknown"
+        )
+
+    def _wanted_models(self) -> tuple[LocalModel, ...]:
+        """Return the models to serve whose files are what their manifests say. Blocks."""
+        found = self._store.models()
+        for name in self._serve:
+            if name != ALL_MODELS and all(model.name != name for model in found):
+                log.warning("model left out", extra={"model": name, "cause": "it is not in the model store"})
+        wanted = []
+        for model in found:
+            if ALL_MODELS not in self._serve and model.name not in self._serve:
+                continue
+            try:
+                model.verify()
+            except ModelError as exc:
+                log.warning("model left out", extra={"model": model.name, "cause": str(exc)})
+                continue
+            wanted.append(model)
+        return tuple(wanted)
+
+    def _setups(self, models: tuple[LocalModel, ...]) -> list[DeviceSetup]:
+        nvml = () if self._config.devices == "cpu" else read_nvml(load_nvml())
+        threads = self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
+        return [
+            DeviceSetup(
+                choice=choice,
+                config=self._config,
+                threads=threads,
+                models=models,
+                nvml=nvml,
+                environment=worker_environment(choice, os.environ, threads),
+                silence_s_max=self._silence_s_max,
+            )
+            for choice in choose_devices(self._config.devices, nvml, os.environ)
+        ]
