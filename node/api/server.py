@@ -9,10 +9,13 @@ import socket
 from functools import partial
 from typing import Final, cast
 
+import h11
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
@@ -29,6 +32,17 @@ BACKLOG: Final = 128
 log = logging.getLogger(__name__)
 
 
+class Http1(H11Protocol):
+    """HTTP/1.1 and nothing else.
+
+    hypercorn lets any client switch a clear-text connection to HTTP/2: nobody needs that here, and one with
+    broken settings hung for good.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
+
+
 class Connection(TCPServer):
     """One client. Cures two faults of hypercorn 0.18.0, each held by a test of its own.
 
@@ -40,9 +54,28 @@ class Connection(TCPServer):
 
     async def run(self) -> None:
         try:
-            await super().run()
+            sock = self.stream.socket
+            async with TaskGroup() as task_group:
+                self._task_group = task_group
+                self.protocol = Http1(  # type: ignore[assignment]  # the wrapper around it adds only HTTP/2
+                    self.app,
+                    self.config,
+                    self.context,
+                    task_group,
+                    ConnectionState(self.state),
+                    False,
+                    sock.getpeername()[:2],
+                    sock.getsockname()[:2],
+                    self.protocol_send,
+                )
+                await self.idle_task.restart(task_group, self._idle_timeout)
+                await self._read_data()
+                # Else the closed connection is held until its idle time is over.
+                await self.idle_task.stop()
         except Exception:  # the edge of one connection: whatever a client provokes must not stop the others
             log.warning("connection broke", exc_info=True)
+        finally:
+            await self._close()
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):

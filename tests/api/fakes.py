@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import trio
+from nacl.signing import SigningKey
 
 from node.api.app import make_app
 from node.api.server import serve_app
@@ -31,7 +32,7 @@ from protocol.identity import peer_id_to_text
 from protocol.units import JobId, MessageId, Microcredits, PeerId
 
 TOKEN = "the-token-of-the-home"
-PEER = PeerId(bytes(range(32)))
+PEER = PeerId(bytes(SigningKey(bytes(32)).verify_key))
 PEER_TEXT = peer_id_to_text(PEER)
 JOB = JobId(b"j" * 16)
 CONTRACT = MessageId(b"c" * 32)
@@ -227,7 +228,7 @@ class FixedView:
 class Dialler:
     """Connects to nobody but ``/good``; notes that it was asked to stop."""
 
-    stopped: bool = False
+    stopped: trio.Event = field(default_factory=trio.Event)
 
     async def connect(self, address: str) -> PeerId:
         if address != "/good":
@@ -235,7 +236,7 @@ class Dialler:
         return PEER
 
     def shutdown(self) -> None:
-        self.stopped = True
+        self.stopped.set()
 
 
 @dataclass

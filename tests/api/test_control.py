@@ -193,4 +193,5 @@ async def test_connect_refuses_a_body_that_is_not_its_own(nursery: trio.Nursery,
 async def test_shutdown_is_asked_for_after_its_answer(nursery: trio.Nursery, connection: str) -> None:
     node = await serve_node(nursery)
     assert (await node.call("POST", "/api/v1/shutdown", connection=connection)).status == 202
-    assert node.dialler.stopped
+    with trio.fail_after(1):
+        await node.dialler.stopped.wait()

@@ -79,7 +79,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 2.5}, "temperature"),
     ({"top_p": -0.1}, "top_p"),
     ({"n": 2}, "n"),
-    ({"stop": [""]}, "stop[...]"),
+    ({"stop": [""]}, "stop[0]"),
     ({"stop": ["x"] * 9}, "stop"),
     ({"seed": 1 << 63}, "seed"),
     ({"stream": "yes"}, "stream"),

@@ -106,6 +106,15 @@ async def test_connection_serves_one_request_after_another(nursery: trio.Nursery
     await client.aclose()
 
 
+async def test_idle_connection_is_let_go_when_its_client_has_finished(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    client = await node.open(HEALTH)
+    await client.receive_some()
+    await client.send_eof()
+    with trio.fail_after(1):
+        assert b"".join([data async for data in client]) in (b"", b'{"status":"ok"}')
+
+
 async def test_server_names_the_address_and_the_way_out_when_the_port_is_in_use(nursery: trio.Nursery) -> None:
     node = await serve_node(nursery)
 
