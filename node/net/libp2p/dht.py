@@ -15,8 +15,8 @@ from libp2p.records.utils import InvalidRecordType
 from libp2p.records.validator import NamespacedValidator, Validator
 
 from node.errors import TransportError
+from node.net import limits
 from node.net.interface import PeerAddresses, RecordRules
-from node.net.libp2p import limits
 from node.net.libp2p.peers import from_libp2p_untrusted
 from protocol.errors import RemoteProtocolError
 

@@ -12,8 +12,8 @@ from libp2p.peer.peerstore import PeerStoreError
 from multiaddr import Multiaddr
 
 from node.errors import TransportError
+from node.net import limits
 from node.net.interface import PeerAddresses
-from node.net.libp2p import limits
 from node.net.libp2p.peers import parse_address, to_libp2p
 from protocol.identity import peer_id_to_text
 from protocol.units import PeerId

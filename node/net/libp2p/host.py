@@ -31,7 +31,7 @@ from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from node.net.libp2p import limits
+from node.net import limits
 from node.net.libp2p.peers import from_libp2p_untrusted
 from node.net.libp2p.yamux import SafeYamux
 from protocol.errors import RemoteProtocolError
@@ -193,6 +193,8 @@ def build_host(seed: bytes, *, on_identified: Callable[[ID], None]) -> DaemonHos
             max_connections_per_peer=limits.CONNECTIONS_PER_PEER_MAX,
             inbound_upgrade_timeout=limits.HANDSHAKE_S,
             outbound_upgrade_timeout=limits.HANDSHAKE_S,
+            inbound_stream_protocol_negotiation_timeout=limits.OPEN_S,
+            outbound_stream_protocol_negotiation_timeout=limits.OPEN_S,
         ),
         transport_manager=TransportManager(),
     )

@@ -8,8 +8,8 @@ from libp2p.abc import INetStream
 from libp2p.peer.id import ID
 
 from node.errors import StreamLostError
+from node.net import limits
 from node.net.interface import StreamHandler
-from node.net.libp2p import limits
 from node.net.libp2p.stream import LibP2pStream
 from protocol.errors import RemoteProtocolError
 from protocol.identity import peer_id_to_text

@@ -17,8 +17,8 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from node.errors import TransportError
+from node.net import limits
 from node.net.interface import GossipHandler, RecordRules, StreamHandler
-from node.net.libp2p import limits
 from node.net.libp2p.dht import RecordTable
 from node.net.libp2p.dialer import AddressBook, Dialer
 from node.net.libp2p.host import ConnectionWatcher, build_host

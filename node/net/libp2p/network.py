@@ -11,8 +11,9 @@ from libp2p.exceptions import BaseLibp2pError
 from multiaddr import Multiaddr
 
 from node.errors import TransportError
+from node.net import limits
 from node.net.interface import GossipHandler, PeerAddresses, RecordRules, Stream, StreamHandler
-from node.net.libp2p import limits, patches
+from node.net.libp2p import patches
 from node.net.libp2p.dialer import AddressBook
 from node.net.libp2p.live import Live, Registered
 from node.net.libp2p.peers import from_libp2p_untrusted, to_libp2p

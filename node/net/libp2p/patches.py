@@ -14,7 +14,7 @@ from libp2p.stream_muxer import muxer_multistream
 from libp2p.stream_muxer.yamux import yamux
 from libp2p.transport.tcp import tcp
 
-from node.net.libp2p import limits
+from node.net import limits
 from node.net.libp2p.yamux import SafeStream, SafeYamux
 
 # Ordinary churn that the library reports as ERROR, several lines for each stream that a peer does not accept.

@@ -11,13 +11,12 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
+from node.net import limits
 from node.net.interface import GossipHandler
-from node.net.libp2p import limits
 from node.net.libp2p.peers import from_libp2p_untrusted
 
 log = logging.getLogger(__name__)
 
-DEGREE: Final = 6
 DEGREE_LOW: Final = 4
 DEGREE_HIGH: Final = 12
 
@@ -54,7 +53,7 @@ def build_pubsub(host: BasicHost, topics: dict[str, GossipHandler]) -> tuple[Saf
     router = GossipSub(
         # 1.2 sends an IDONTWANT to every mesh peer for each message: three times the CPU for small messages.
         [PROTOCOL_ID_V11],
-        DEGREE,
+        limits.GOSSIP_DEGREE,
         DEGREE_LOW,
         DEGREE_HIGH,
         # The default of 120 s leaves a node without a mesh for two minutes.
@@ -69,7 +68,7 @@ def build_pubsub(host: BasicHost, topics: dict[str, GossipHandler]) -> tuple[Saf
         host,
         router,
         # 128 by default: a burst of more lets messages come round again.
-        cache_size=8192,
+        cache_size=limits.GOSSIP_SEEN_MAX,
         max_inbound_rpc_size=limits.GOSSIP_RPC_BYTES_MAX,
         allowed_topics=frozenset(topics),
     )

@@ -12,7 +12,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
 from node.errors import StreamLostError
-from node.net.libp2p import limits
+from node.net import limits
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.identity import peer_id_to_text
 from protocol.units import PeerId

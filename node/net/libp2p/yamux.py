@@ -14,7 +14,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.yamux import yamux as stock
 
-from node.net.libp2p import limits
+from node.net import limits
 
 # One Yamux frame fills exactly one Noise message. Stock frames of 64 KiB are cut into two.
 PAYLOAD_BYTES_MAX = 65519 - stock.HEADER_SIZE

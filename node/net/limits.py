@@ -1,7 +1,7 @@
-"""Bounds of the libp2p network: what one peer, one address and one message may take of us.
+"""Bounds of a network: what one peer, one source address and one message may take of us.
 
-They replace libp2p's resource manager, which is not used: it makes streams wait for ever instead of refusing them
-and counts with the wall clock.
+Both implementations keep them. For libp2p they replace its resource manager, which is not used: it makes streams
+wait for ever instead of refusing them, and counts with the wall clock.
 """
 
 from typing import Final
@@ -23,6 +23,8 @@ STREAMS_PER_PROTOCOL_MAX: Final = 64
 """Inbound, of one peer on one protocol that we serve."""
 STREAM_WINDOW_BYTES: Final = 1 << 20
 """Receive window of a busy stream; raise it for long fat links (bandwidth × round trip)."""
+OPEN_S: Final = 10.0
+"""Until a peer has agreed to the protocol."""
 LINGERING_MAX: Final = 256
 LINGER_S: Final = 10.0
 """How long a stream that we finished waits for the peer's end, before it is reset."""
@@ -38,6 +40,8 @@ CLOSE_S: Final = 5.0
 # Gossip and records.
 GOSSIP_BYTES_MAX: Final = 16 * 1024
 GOSSIP_RPC_BYTES_MAX: Final = 256 * 1024
+GOSSIP_DEGREE: Final = 6
+GOSSIP_SEEN_MAX: Final = 8192
 RECORD_BYTES_MAX: Final = 8 * 1024
 RECORDS_MAX: Final = 8192
 
