@@ -1,0 +1,109 @@
+"""The directory: the newest advert of each peer, until it expires (spec 06).
+
+Everything in it is a hint by its author about itself. It is bounded, and it forgets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import limits
+from protocol.advert import Advert, Offer, check_life_untrusted
+from protocol.errors import Reason, RemoteProtocolError
+from protocol.framing import ENVELOPE_FRAME_BYTES_MAX
+from protocol.signed import Signed, read_untrusted
+from protocol.units import MS_PER_S, ModelId, NetworkId, PeerId, UnixMs
+
+# About 2 KiB each: 8 MiB at the most.
+PEERS_MAX: Final = 4096
+# An honest node adverts on a change and every 20 s or more; faster than this is flooding.
+ADVERT_GAP_MS_MIN: Final = 1 * MS_PER_S
+MODEL_PREFIX_DIGITS_MIN: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """A peer's newest advert and when we heard it."""
+
+    signed: Signed[Advert]
+    heard_at_ms: UnixMs
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.signed.signer
+
+    @property
+    def advert(self) -> Advert:
+        return self.signed.message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A peer that says it serves a wanted model, and the offer that says so."""
+
+    listing: Listing
+    offer: Offer
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self.listing.peer_id
+
+
+class Directory:
+    """The newest valid advert of every peer heard of. Time is an argument everywhere."""
+
+    def __init__(self, network: NetworkId, own_id: PeerId) -> None:
+        self._network = network
+        self._own_id = own_id
+        self._listings: dict[PeerId, Listing] = {}
+
+    def hear_untrusted(self, raw: bytes, now_ms: UnixMs) -> Listing | None:
+        """Take an advert in and return its listing; None for our own and for one that is not newer.
+
+        Raises nothing but ``RemoteProtocolError``: it is broken, expired, or comes too fast after the last.
+        """
+        if len(raw) > min(ENVELOPE_FRAME_BYTES_MAX, limits.ADVERT_BYTES_MAX + limits.ENVELOPE_OVERHEAD_BYTES_MAX):
+            raise RemoteProtocolError(f"an advert of {len(raw)} bytes", reason=Reason.SIZE)
+        signed = read_untrusted(raw, network=self._network, allowed=(Advert,))
+        check_life_untrusted(signed.message, now_ms)
+        if signed.signer == self._own_id:
+            return None
+        known = self._listings.get(signed.signer)
+        if known is not None:
+            if signed.message.sequence <= known.advert.sequence:
+                return None
+            if signed.message.sequence - known.advert.sequence < ADVERT_GAP_MS_MIN:
+                raise RemoteProtocolError("adverts of one peer come faster than one a second", reason=Reason.RATE)
+        listing = Listing(signed=signed, heard_at_ms=now_ms)
+        self._listings[signed.signer] = listing
+        if len(self._listings) > PEERS_MAX:
+            del self._listings[min(self._listings, key=lambda peer: self._listings[peer].advert.expires_at_ms)]
+        return listing
+
+    def forget(self, peer_id: PeerId) -> None:
+        """Drop what a peer said: it did not keep it, or is gone."""
+        self._listings.pop(peer_id, None)
+
+    def listings(self, now_ms: UnixMs) -> list[Listing]:
+        """Return what has not expired, and drop the rest."""
+        for peer_id in [peer for peer, it in self._listings.items() if it.advert.expires_at_ms <= now_ms]:
+            del self._listings[peer_id]
+        return list(self._listings.values())
+
+    def candidates(self, model: str, now_ms: UnixMs) -> list[Candidate]:
+        """Return who serves the model of this name or hex id prefix, in no particular order."""
+        return [
+            Candidate(listing=listing, offer=offer)
+            for listing in self.listings(now_ms)
+            for offer in listing.advert.offers
+            if names_model(model, offer.name, ModelId(offer.model_id))
+        ]
+
+    def model_names(self, now_ms: UnixMs) -> Iterator[str]:
+        """Yield the names of all models on offer, sorted, each once."""
+        yield from sorted({offer.name for it in self.listings(now_ms) for offer in it.advert.offers})
+
+
+def names_model(wanted: str, name: str, model_id: ModelId) -> bool:
+    """Return whether a user who typed ``wanted`` means this model: its name, or 8 or more digits of its id."""
+    return wanted == name or (len(wanted) >= MODEL_PREFIX_DIGITS_MIN and model_id.hex().startswith(wanted.lower()))

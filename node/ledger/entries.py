@@ -1,0 +1,60 @@
+"""What goes into the ledger and what comes out: plain values, no SQL."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from protocol.envelope import Envelope
+from protocol.states import ProviderState, RequesterState
+from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
+
+Role: TypeAlias = Literal["requester", "provider"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One signed message as it was sent or received. Posting the same message twice is one entry."""
+
+    envelope: Envelope
+    job_id: JobId
+    peer_id: PeerId
+    """The other party."""
+    contract_id: MessageId | None
+    """None before there is a contract: asks and quotes."""
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractRow:
+    """Where one contract stands; the newest row replaces the one before."""
+
+    contract_id: MessageId
+    job_id: JobId
+    role: Role
+    """What this node is in it."""
+    peer_id: PeerId
+    model_id: ModelId
+    model: str
+    state: ProviderState | RequesterState
+    tokens_in: int
+    tokens_out: int
+    metered: Microcredits
+    vouchered: Microcredits
+    at_ms: UnixMs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMessage:
+    """An entry read back, in the order in which it was written."""
+
+    kind: str
+    sender: Role
+    at_ms: UnixMs
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Sums over all contracts of this node."""
+
+    earned: Microcredits
+    spent: Microcredits

@@ -1,0 +1,139 @@
+"""The ledger for trio: one writer that commits what waits together, and reads that never block the loop.
+
+A posting is durable when ``post`` returns: write to disk, then send. A caller that is cancelled meanwhile does
+not know the outcome; posting the same message again is one entry.
+"""
+
+import logging
+import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from node.errors import LedgerError
+from node.ledger.entries import ContractRow, Entry, StoredMessage, Totals
+from node.ledger.store import LedgerStore
+from protocol.units import Microcredits, PeerId
+
+log = logging.getLogger(__name__)
+
+# Waiting postings; the next caller waits. Far above what one process can have in flight.
+QUEUE_MAX: Final = 256
+# Commits share one fsync: 50 jobs at once would otherwise queue for 50 of them at every step.
+BATCH_MAX: Final = 64
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Posting:
+    entries: tuple[Entry, ...]
+    row: ContractRow | None
+    done: trio.Event = field(default_factory=trio.Event)
+    error: LedgerError | None = None
+
+
+class Ledger:
+    """Open with ``await nursery.start(ledger.run)``; post and read until that is cancelled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._store = LedgerStore(path)
+        # One connection, so one thread at a time for reads and writes alike.
+        self._thread = trio.CapacityLimiter(1)
+        self._send, self._receive = trio.open_memory_channel[_Posting](QUEUE_MAX)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Write until cancelled; what was accepted before is still written. Raises: LedgerError (cannot open)."""
+        await self._in_thread(self._store.open)
+        try:
+            ended = await self._in_thread(self._store.end_interrupted)
+            if ended:
+                log.warning("contracts interrupted by the last stop", extra={"count": ended})
+            task_status.started()
+            async for first in self._receive:
+                batch = [first]
+                while len(batch) < BATCH_MAX:
+                    try:
+                        batch.append(self._receive.receive_nowait())
+                    except trio.WouldBlock:
+                        break
+                with trio.CancelScope(shield=True):
+                    await self._in_thread(self._write_batch, batch)
+                for posting in batch:
+                    posting.done.set()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._finish()
+
+    async def post(self, *entries: Entry, row: ContractRow | None = None) -> None:
+        """Write messages and where their contract stands; durable on return. Raises: LedgerError."""
+        posting = _Posting(entries, row)
+        try:
+            await self._send.send(posting)
+        except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
+            raise LedgerError(f"{self._path}: the ledger is closed") from exc
+        await posting.done.wait()
+        if posting.error is not None:
+            raise posting.error
+
+    async def contracts(self, limit: int) -> list[ContractRow]:
+        """Return the newest contracts first."""
+        return await self._read(lambda: self._store.contracts(limit))
+
+    async def messages(self, prefix: str) -> tuple[ContractRow, list[StoredMessage]] | None:
+        """Return the one contract whose id begins with these hex digits, and its messages."""
+
+        def find() -> tuple[ContractRow, list[StoredMessage]] | None:
+            row = self._store.find_contract(prefix)
+            return None if row is None else (row, self._store.messages(row))
+
+        return await self._read(find)
+
+    async def totals(self) -> Totals:
+        return await self._read(self._store.totals)
+
+    async def debts(self) -> dict[PeerId, Microcredits]:
+        """Return what each requester left unpaid."""
+        return await self._read(self._store.debts)
+
+    async def verify(self) -> int:
+        """Return the number of entries once the hash chain holds. Raises: LedgerError."""
+        return await self._read(self._store.verify)
+
+    async def _read(self, query: Callable[[], T]) -> T:
+        try:
+            return await self._in_thread(query)
+        except sqlite3.Error as exc:
+            raise LedgerError(f"{self._path}: cannot be read: {exc}") from exc
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(call, *args, limiter=self._thread)
+
+    def _write_batch(self, batch: list[_Posting]) -> None:
+        try:
+            self._store.write(
+                [entry for posting in batch for entry in posting.entries],
+                [posting.row for posting in batch if posting.row is not None],
+            )
+        except sqlite3.Error as exc:
+            if len(batch) > 1:
+                # One bad posting must not fail its neighbours; a full disk fails each of them again.
+                for posting in batch:
+                    self._write_batch([posting])
+                return
+            log.error("ledger write failed", extra={"cause": str(exc)})
+            batch[0].error = LedgerError(f"{self._path}: cannot be written: {exc}")
+
+    async def _finish(self) -> None:
+        """Write what still waits and close: a posting that was accepted is never dropped."""
+        self._send.close()
+        waiting = [posting async for posting in self._receive]
+        if waiting:
+            await self._in_thread(self._write_batch, waiting)
+        for posting in waiting:
+            posting.done.set()
+        await self._in_thread(self._store.close)
