@@ -22,7 +22,14 @@ FILES_MAX: Final = 128
 
 # Nothing that can carry code: no pickle, no Python, no jit archive. Weights may be cut into numbered parts.
 ALLOWED_NAMES: Final = frozenset(
-    {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    {
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",  # a template is run in a sandbox that can change nothing
+    }
 )
 REQUIRED_NAMES: Final = frozenset({"config.json", "tokenizer.json"})
 _WEIGHTS_PART: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

@@ -63,6 +63,20 @@ class StoredModel:
     def task(self) -> str:
         return self.manifest.task
 
+    def verify(self) -> None:
+        """Hash every file: about 0.7 s for each gigabyte.
+
+        Raises:
+            ModelError: a file is not what the manifest says.
+        """
+        for file in self.manifest.files:
+            found = _describe(self.folder / file.name)
+            if found != file:
+                raise ModelError(
+                    f"{self.name}: {file.name}: expected sha256 {file.sha256.hex()} over {file.size} bytes, "
+                    f"got {found.sha256.hex()} over {found.size}; import the model again"
+                )
+
 
 class ModelStore:
     """The models under one folder. Every method blocks on the disk: call it from a thread when in trio."""
@@ -119,18 +133,8 @@ class ModelStore:
             return self._admit(incoming, name, source or f"gguf {path.name}")
 
     def verify(self, model: StoredModel) -> None:
-        """Hash every file of ``model``: about 0.7 s for each gigabyte.
-
-        Raises:
-            ModelError: a file is not what the manifest says.
-        """
-        for file in model.manifest.files:
-            found = _describe(model.folder / file.name)
-            if found != file:
-                raise ModelError(
-                    f"{model.name}: {file.name}: expected sha256 {file.sha256.hex()} over {file.size} bytes, "
-                    f"got {found.sha256.hex()} over {found.size}; import the model again"
-                )
+        """Hash every file of ``model``; see ``StoredModel.verify``."""
+        model.verify()
 
     def remove(self, model: StoredModel) -> None:
         """Delete ``model`` from the disk; renamed first, so that no half of it is ever listed."""
@@ -223,7 +227,7 @@ def _describe_folder(folder: Path, name: str, source: str) -> Manifest:
         if is_weights_name(path.name):
             read_header(path)
         else:
-            _check_json(path)
+            _check_text(path)
     config = json.loads((folder / "config.json").read_bytes())
     try:
         return Manifest(
@@ -238,10 +242,12 @@ def _describe_folder(folder: Path, name: str, source: str) -> Manifest:
         raise ModelError(f"{name}: config.json: expected model_type and max_position_embeddings: {exc}") from exc
 
 
-def _check_json(path: Path) -> None:
+def _check_text(path: Path) -> None:
     bound = _JSON_BYTES_MAX.get(path.name, _JSON_BYTES_MAX_ELSE)
     if path.stat().st_size > bound:
         raise ModelError(f"{path.name}: expected at most {bound} bytes, got {path.stat().st_size}")
+    if path.suffix != ".json":
+        return
     try:
         value: Any = json.loads(path.read_bytes())  # Any: only its outermost type is looked at
     except (ValueError, RecursionError) as exc:

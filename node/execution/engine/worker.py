@@ -129,8 +129,7 @@ class Worker:
     def _load(self, load: Load) -> None:
         try:
             self._models[load.model] = load_served(load, self._device)
-        # One model that cannot be loaded leaves the others: files are wrong in more ways than can be listed.
-        except Exception as exc:
+        except Exception as exc:  # a model that cannot be loaded leaves the others; files are wrong in many ways
             message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
             self._link.send(Failed(request=load.request, code="load", message=message))
         else:
@@ -213,6 +212,7 @@ def _die_with_parent(parent: int) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BaseException:
+    except Exception:  # the edge of the worker: its parent sees it end, and starts another one
         traceback.print_exc()
-        os._exit(EXIT_FAULT)
+    # Not through the interpreter's teardown: the reader thread may hold a lock of a library.
+    os._exit(EXIT_FAULT)
