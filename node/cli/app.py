@@ -1,0 +1,101 @@
+"""The verbs, each loaded when it is called, and how errors become exit codes."""
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, Final
+
+import click
+
+from node.cli.exits import CliError, Exit
+from node.cli.options import SoukGroup
+from node.errors import AlreadyRunningError, ConfigError, NodeError
+
+VERBS: Final = {
+    "init": ("node.cli.init:init", "Write a configuration and make the node's key."),
+    "serve": ("node.cli.serve:serve", "Run the daemon in the foreground."),
+    "status": ("node.cli.control:status", "Show what the node is doing."),
+    "stop": ("node.cli.control:stop", "Stop the daemon."),
+    "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
+    "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
+    "models": ("node.cli.models:models", "List, add, check and remove models."),
+    "devices": ("node.cli.network:devices", "List this node's devices."),
+    "advert": ("node.cli.network:advert", "Show what this node tells the network."),
+    "receipts": ("node.cli.receipts:receipts", "List, show and verify receipts."),
+    "env": ("node.cli.control:env", "Print the variables that point OpenAI clients here."),
+    "doctor": ("node.cli.doctor:doctor", "Check this machine and this home."),
+    "demo": ("node.cli.demo:demo", "Start a local network, buy one answer on it, stop it."),
+    "testnet": ("node.cli.testnet:testnet", "Run a network of real nodes on this machine."),
+    "wire": ("node.cli.wire:wire", "Read messages of the protocol."),
+}
+
+
+class VerbGroup(SoukGroup):
+    """Loads a verb's module when the verb is used; the list of verbs needs none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, name = VERBS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in VERBS.items()])
+
+
+@click.command(cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def souk() -> None:
+    """Run and rent inference, peer to peer.
+
+    Every verb takes the options below as well; `souk VERB --help` shows its own.
+    """
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Carry out one command line and end the process with its code."""
+    sys.exit(code_of(arguments))
+
+
+def code_of(arguments: list[str] | None = None) -> int:
+    """Carry out one command line; every error is told on standard error and becomes a code."""
+    try:
+        result: Any = souk.main(args=arguments, prog_name="souk", standalone_mode=False)  # what the verb returned
+        sys.stdout.flush()
+        return result if isinstance(result, int) else Exit.DONE
+    except click.ClickException as exc:
+        exc.show()
+        return Exit.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        _tell("souk: interrupted")
+        return Exit.INTERRUPTED
+    except CliError as exc:
+        _tell(f"souk: {exc}")
+        return exc.code
+    except BrokenPipeError:
+        # The reader has had enough. Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+    except NodeError as exc:
+        _tell(str(exc) if isinstance(exc, ConfigError) else f"souk: {exc}")
+        return exit_of(exc)
+
+
+def exit_of(error: NodeError) -> Exit:
+    """Return the code of an error that came out of the daemon's rooms."""
+    match error:
+        case ConfigError():
+            return Exit.CONFIG
+        case AlreadyRunningError():
+            return Exit.LOCKED
+        case _:
+            return Exit.FAILED
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr)

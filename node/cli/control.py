@@ -1,0 +1,99 @@
+"""``status``, ``stop`` and ``env``: the daemon as a whole."""
+
+import shlex
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from node.cli.client import Daemon, find_daemon
+from node.cli.exits import CliError, Exit
+from node.cli.options import Globals, SoukCommand, pass_globals
+from node.cli.output import Payload, duration, emit, facts, money, note
+
+if TYPE_CHECKING:
+    import psutil
+
+STOP_S: Final = 30.0
+
+
+@click.command(cls=SoukCommand)
+@pass_globals
+def status(options: Globals) -> int:
+    """Show what the node is doing; ends with 1 while it is not ready, with 4 when it is down."""
+    payload = find_daemon(options).get("/api/v1/status")
+    emit(options, payload, table=_status_table)
+    return Exit.DONE if payload.get("ready") else Exit.FAILED
+
+
+def _status_table(payload: Payload) -> str:
+    jobs = payload.get("jobs") or {}
+    state = "ready" if payload.get("ready") else "not ready"
+    return facts(
+        [
+            ("node", f"{payload.get('name')} ({state}), {payload.get('role')}, souk {payload.get('version')}"),
+            ("peer id", payload.get("peer_id")),
+            ("network", payload.get("network")),
+            ("up", duration(payload.get("uptime_s"))),
+            ("peers", payload.get("peers_connected")),
+            ("addresses", "\n           ".join(payload.get("addresses") or ()) or "none"),
+            ("devices", ", ".join(_device_name(device) for device in payload.get("devices") or ()) or "none"),
+            ("models", ", ".join(payload.get("models") or ()) or "none here"),
+            ("jobs", f"{jobs.get('running', 0)} running, {jobs.get('waiting', 0)} waiting"),
+            ("earned", money(payload.get("earned_microcredits"))),
+            ("spent", money(payload.get("spent_microcredits"))),
+        ]
+    )
+
+
+def _device_name(device: object) -> str:
+    return str(device.get("name") or device.get("kind")) if isinstance(device, dict) else str(device)
+
+
+@click.command(cls=SoukCommand)
+@pass_globals
+def stop(options: Globals) -> int:
+    """Stop the daemon and wait until it has ended."""
+    import psutil
+
+    daemon = find_daemon(options)
+    process = _process_of(daemon)
+    daemon.request("POST", "/api/v1/shutdown", {})
+    if process is not None:
+        try:
+            process.wait(STOP_S)
+        except psutil.TimeoutExpired as exc:
+            raise CliError(f"the daemon (pid {process.pid}) still runs after {STOP_S:.0f} s; kill it?") from exc
+    note(options, "stopped")
+    return Exit.DONE
+
+
+def _process_of(daemon: Daemon) -> "psutil.Process | None":
+    import psutil
+
+    info = daemon.home.read_api()
+    if info is None or info.url != daemon.url:
+        return None  # another machine's, or another home's: its answer has to do
+    try:
+        return psutil.Process(info.pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+@click.command(cls=SoukCommand)
+@pass_globals
+def env(options: Globals) -> int:
+    """Print the variables that point OpenAI clients here: eval "$(souk env)"."""
+    daemon = find_daemon(options)
+    try:
+        token = daemon.home.read_token()
+    except FileNotFoundError as exc:
+        raise CliError(
+            f"no token at {daemon.home.token_path}: start the daemon once with souk serve", Exit.UNREACHABLE
+        ) from exc
+    payload = {"schema": 1, "OPENAI_BASE_URL": f"{daemon.url}/v1", "OPENAI_API_KEY": token}
+    emit(options, payload, table=_exports)
+    return Exit.DONE
+
+
+def _exports(payload: Payload) -> str:
+    return "\n".join(f"export {name}={shlex.quote(str(payload[name]))}" for name in payload if name != "schema")

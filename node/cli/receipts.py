@@ -1,0 +1,165 @@
+"""``receipts``: what was promised and paid, and its proof, which anybody can check without a daemon."""
+
+import json
+import sys
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+from node.cli.client import find_daemon
+from node.cli.exits import CliError, Exit
+from node.cli.options import Globals, SoukGroup, pass_globals
+from node.cli.output import Payload, columns, emit, facts, short
+
+FILE_BYTES_MAX: Final = 64 << 20
+
+
+@click.group(cls=SoukGroup, invoke_without_command=True)
+@click.pass_context
+def receipts(ctx: click.Context) -> int:
+    """List, show and verify receipts."""
+    return ctx.invoke(list_receipts) if ctx.invoked_subcommand is None else Exit.DONE
+
+
+@receipts.command("ls")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, help="How many, newest first.")
+@pass_globals
+def list_receipts(options: Globals, limit: int) -> int:
+    """List the jobs that were contracted, newest first."""
+    payload = find_daemon(options).get(f"/api/v1/receipts?limit={limit}")
+    emit(options, payload, rows="receipts", table=_receipts_table)
+    return Exit.DONE
+
+
+@receipts.command("show")
+@click.argument("contract_id", metavar="ID")
+@pass_globals
+def show(options: Globals, contract_id: str) -> int:
+    """Show the signed messages of one contract; -o json prints the bundle that `verify` reads."""
+    emit(options, fetch_bundle(options, contract_id), rows="messages", table=_bundle_table)
+    return Exit.DONE
+
+
+@receipts.command("verify")
+@click.argument("file", metavar="FILE|-")
+@pass_globals
+def verify(options: Globals, file: str) -> int:
+    """Check a bundle's signatures, links and sums, without a daemon: 0 valid, 1 not."""
+    found = verify_bundle(read_text(file))
+    emit(options, {"schema": 1} | found, table=_verdict_table)
+    return Exit.DONE if found["valid"] else Exit.FAILED
+
+
+def fetch_bundle(options: Globals, contract_id: str) -> dict[str, Any]:  # JSON, judged by verify_bundle
+    """Return the bundle of the contract whose id starts with ``contract_id``, as the daemon keeps it."""
+    if not contract_id or any(character not in "0123456789abcdef" for character in contract_id):
+        raise CliError(f"expected the first hex digits of a contract's id, got {contract_id!r}", Exit.USAGE)
+    payload = find_daemon(options).get(f"/api/v1/receipts/{contract_id}")
+    bundle = payload.get("bundle")
+    if not isinstance(bundle, dict):
+        raise CliError(f"the daemon has no messages of contract {contract_id}", Exit.UNKNOWN)
+    return bundle
+
+
+def read_text(file: str) -> str:
+    """Return what a file, or standard input for ``-``, holds."""
+    try:
+        if file == "-":
+            return sys.stdin.read(FILE_BYTES_MAX)
+        with open(file, encoding="utf-8") as opened:
+            return opened.read(FILE_BYTES_MAX)
+    except (OSError, UnicodeDecodeError) as exc:
+        raise CliError(f"{file} cannot be read: {exc}") from exc
+
+
+def _receipts_table(payload: Payload) -> str:
+    if not payload["receipts"]:
+        return "No contracts yet."
+    rows = [
+        [
+            short(receipt.get("contract_id")),
+            _time(receipt.get("at_ms")),
+            receipt.get("role"),
+            short(receipt.get("peer_id")),
+            receipt.get("model"),
+            receipt.get("state"),
+            receipt.get("tokens_in"),
+            receipt.get("tokens_out"),
+            receipt.get("cost_microcredits"),
+        ]
+        for receipt in payload["receipts"]
+    ]
+    return columns(("CONTRACT", "AT", "WE ARE", "PEER", "MODEL", "STATE", "IN", "OUT", "µc"), rows)
+
+
+def _bundle_table(bundle: Payload) -> str:
+    from protocol.errors import RemoteProtocolError
+    from protocol.evidence import describe_untrusted
+
+    parts = [f"network {bundle.get('network')}"]
+    for message in bundle.get("messages") or ():
+        head = f"{message.get('type')}  from {message.get('from')}  {_time(message.get('at_ms'))}"
+        try:
+            described = describe_untrusted(bytes.fromhex(message["envelope"]))
+            parts.append(f"{head}\n{json.dumps(described, indent=2, ensure_ascii=False, default=str)}")
+        except (RemoteProtocolError, ValueError, KeyError) as exc:
+            parts.append(f"{head}\n  cannot be read: {exc}")
+    return "\n".join(parts)
+
+
+def _time(at_ms: int | None) -> str:
+    return "-" if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def verify_bundle(text: str) -> dict[str, Any]:  # a JSON object: the verdict
+    """Return what a bundle proves: ``valid`` and either the facts or the ``problem``."""
+    from protocol.errors import RemoteProtocolError
+    from protocol.evidence import verify_bundle_untrusted
+    from protocol.identity import peer_id_to_text
+    from protocol.units import PeerId
+
+    try:
+        proof = verify_bundle_untrusted(_bare_bundle(text))
+    except RemoteProtocolError as exc:
+        return {"valid": False, "problem": str(exc)}
+    contract, receipt, closing = proof.contract, proof.receipt, proof.closing
+    return {
+        "valid": True,
+        "contract_id": proof.contract_id.hex(),
+        "requester": peer_id_to_text(PeerId(contract.requester)),
+        "provider": peer_id_to_text(PeerId(contract.provider)),
+        "model_id": contract.model_id.hex(),
+        "accepted_at_ms": proof.accepted_at_ms,
+        "price_max": contract.price_max,
+        "tokens_in": proof.tokens_in,
+        "tokens_out": receipt.tokens_out if receipt else None,
+        "cost_microcredits": receipt.cumulative if receipt else None,
+        "vouchered_microcredits": proof.vouchered,
+        "status": receipt.status if receipt else None,
+        "verdict": closing.verdict if closing else None,
+        "messages": proof.messages,
+        "meters": proof.meters,
+    }
+
+
+def _bare_bundle(text: str) -> bytes:
+    """Return the bundle itself when ``text`` is the API's answer around it."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text.encode("utf-8", "replace")  # the verifier says what is wrong with it
+    if isinstance(value, dict) and isinstance(value.get("bundle"), dict):
+        return json.dumps(value["bundle"]).encode()
+    return text.encode("utf-8", "replace")
+
+
+def _verdict_table(found: Payload) -> str:
+    if not found["valid"]:
+        return f"✗ not valid: {found['problem']}"
+    head = "✓ every signature, reference and sum holds"
+    if found["status"] is None:
+        head += "; the provider signed no receipt"
+    names = [name for name in found if name not in ("schema", "valid", "accepted_at_ms")]
+    pairs = [(name.replace("_", " "), found[name]) for name in names]
+    return f"{head}\n{facts([('accepted at', _time(found['accepted_at_ms'])), *pairs])}"

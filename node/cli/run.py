@@ -1,0 +1,144 @@
+"""``run``: one prompt in, one answer out. Only the answer goes to standard output."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from node.cli.answer import phase_text, refusal_text, stream_answer
+from node.cli.client import ApiError, find_daemon
+from node.cli.exits import CliError, Exit
+from node.cli.options import Globals, SoukCommand, pass_globals
+from node.cli.output import note
+
+_UNIT_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_CLEAR_LINE: Final = "\r\x1b[2K"
+
+
+def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of 90, 90s, 1.5m or 2h, for an option's ``callback``."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", value)
+    if not found or not float(found[1]):
+        raise click.BadParameter(f"expected a duration such as 90s or 5m, got {value!r}", ctx=ctx, param=param)
+    return float(found[1]) * _UNIT_S[found[2] or ""]
+
+
+@click.command(cls=SoukCommand)
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="What the model is told about its task.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer, at most.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 takes the likeliest token every time.")
+@click.option("--top-p", type=click.FloatRange(0, 1), help="Sample from the likeliest tokens of this mass.")
+@click.option("--seed", type=int, help="The same seed gives the same answer on the same device.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
+@click.option("--on", "where", metavar="any|local|remote|PEER", default="any", help="Where it may run.")
+@click.option("--max-price", type=click.IntRange(min=0), metavar="µc", help="What the whole job may cost.")
+@click.option("--deadline", callback=duration_s, metavar="TIME", help="When to give up, such as 30s or 5m.")
+@click.option(
+    "--path", type=click.Choice(("auto", "fast", "quote")), default="auto", help="How to agree on a price."
+)
+@click.option("--timings", is_flag=True, help="Say who answered, for how much and how fast.")
+@pass_globals
+def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **asked: Any) -> int:  # click's values
+    """Ask MODEL and print its answer as it comes; the PROMPT may come from a pipe.
+
+    Ctrl-C ends the job at the peer; what was generated until then is paid.
+    """
+    body = _body(model, _prompt(prompt), asked)
+    show = _Display(options)
+    try:
+        answer = stream_answer(find_daemon(options), body, on_text=show.text, on_phase=show.phase)
+    except KeyboardInterrupt:
+        show.end()
+        raise CliError("cancelled: the connection is closed, and with it the job ends", Exit.INTERRUPTED) from None
+    except ApiError as exc:
+        show.end()
+        raise CliError(refusal_text(exc), exc.code) from exc
+    except CliError:
+        show.end()
+        raise
+    show.end()
+    if options.output == "json":
+        print(json.dumps(answer.as_json(), indent=2, ensure_ascii=False))
+    elif options.output == "jsonl":
+        print(json.dumps({"event": "finished"} | answer.as_json(), ensure_ascii=False))
+    if timings:
+        print(answer.timings(), file=sys.stderr)
+    return Exit.DONE
+
+
+def _prompt(argument: str | None) -> str:
+    if argument is not None:
+        return argument
+    if sys.stdin.isatty():
+        raise CliError('no prompt: souk run MODEL "…", or pipe it in', Exit.USAGE)
+    text = sys.stdin.read()
+    if not text.strip():
+        raise CliError("the prompt that was piped in is empty", Exit.USAGE)
+    return text
+
+
+def _body(model: str, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:  # a JSON body
+    system = asked["system"]
+    messages = [{"role": "system", "content": system}] if system else []
+    souk = {
+        "on": asked["where"],
+        "max_price": asked["max_price"],
+        "deadline_s": asked["deadline"],
+        "path": asked["path"],
+    }
+    body = {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": prompt}],
+        "max_tokens": asked["max_tokens"],
+        "temperature": asked["temperature"],
+        "top_p": asked["top_p"],
+        "seed": asked["seed"],
+        "stop": list(asked["stop"]) or None,
+        "souk": {name: value for name, value in souk.items() if value is not None},
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+class _Display:
+    """Phases on standard error, rewritten in place where a person looks; the answer on standard output."""
+
+    def __init__(self, options: Globals) -> None:
+        self._options = options
+        self._rewrites = sys.stderr.isatty() and not options.quiet
+        self._phase_open = False
+        self._text_open = False
+
+    def phase(self, phase: Mapping[str, Any]) -> None:  # JSON of the daemon
+        if self._options.output == "jsonl":
+            print(json.dumps({"event": "phase"} | dict(phase), ensure_ascii=False), flush=True)
+        elif self._rewrites:
+            print(f"{_CLEAR_LINE}{phase_text(phase)}", end="", file=sys.stderr, flush=True)
+            self._phase_open = True
+        else:
+            note(self._options, phase_text(phase))
+
+    def text(self, piece: str) -> None:
+        self._clear()
+        if self._options.output == "jsonl":
+            print(json.dumps({"event": "text", "text": piece}, ensure_ascii=False), flush=True)
+        elif self._options.output == "table":
+            print(piece, end="", flush=True)
+            self._text_open = not piece.endswith("\n")
+
+    def end(self) -> None:
+        self._clear()
+        if self._text_open:
+            print(flush=True)
+            self._text_open = False
+
+    def _clear(self) -> None:
+        if self._phase_open:
+            print(_CLEAR_LINE, end="", file=sys.stderr, flush=True)
+            self._phase_open = False

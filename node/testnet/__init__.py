@@ -1,0 +1,1 @@
+"""Many nodes on one machine: real ``souk serve`` processes on loopback."""
