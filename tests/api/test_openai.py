@@ -31,6 +31,8 @@ from tests.api.fakes import (
     PEER_TEXT,
     RECEIPT,
     TOKEN,
+    Dialler,
+    FixedView,
     Node,
     ScriptedMarket,
     Step,
@@ -236,7 +238,15 @@ async def test_client_lists_and_finds_models(nursery: trio.Nursery) -> None:
 
 
 def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
-    names = {"draw_seed", "unix_s"}
-    defaults = {name: Services.__dataclass_fields__[name].default for name in names}
-    assert 0 <= defaults["draw_seed"]() < 1 << 63
-    assert defaults["unix_s"]() > 1_700_000_000
+    market, view, dialler = ScriptedMarket(), FixedView(), Dialler()
+    services = Services(
+        config=ApiSection(),
+        token=TOKEN,
+        market=market,
+        view=view,
+        connect=dialler.connect,
+        shutdown=dialler.shutdown,
+    )
+    assert 0 <= services.draw_seed() < 1 << 63
+    assert services.draw_seed() != services.draw_seed()
+    assert services.unix_s() > 1_700_000_000
