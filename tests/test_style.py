@@ -246,7 +246,6 @@ def nursery_stays_in_its_function(module: Module) -> Iterator[Fault]:
 
 
 @rule_of_source
-@rule_of_tests
 def nothing_unpickles_or_trusts_code(module: Module) -> Iterator[Fault]:
     for line, name in module.imports():
         if top(name) in UNSAFE_LOADERS:

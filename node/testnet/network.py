@@ -48,6 +48,8 @@ class Plan:
     """TOML that every node begins with; names, roles and addresses are written over it."""
     models: tuple[str, ...] = ("*",)
     """What providers load."""
+    program: tuple[str, ...] = (sys.executable, "-m", "node.cli")
+    """What is run with ``--home DIR serve``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,7 @@ class Network:
         home.config_path.write_text(node_config(plan, name=name, role=role, bootstrap=bootstrap), encoding="utf-8")
         # The settings of the shell that starts a testnet are not meant for its nodes.
         environ = {key: value for key, value in os.environ.items() if not key.startswith("SOUK_")}
-        command = [sys.executable, "-m", "node.cli", "--home", str(home.path), "serve"]
+        command = [*plan.program, "--home", str(home.path), "serve"]
         with open(home.log_path, "ab") as log_file, interrupts.held():
             process = subprocess.Popen(  # noqa: S603  our own interpreter and our own arguments
                 command,

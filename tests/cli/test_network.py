@@ -1,0 +1,62 @@
+import json
+
+from tests.cli.fakes import PEER, FakeDaemon, souk
+
+OFFER = {"name": "smol", "model_id": "ab" * 32, "context_tokens": 2048, "price_in": 200_000, "price_out": 800_000}
+PEERS = {
+    "schema": 1,
+    "peers": [
+        {
+            "peer_id": PEER, "name": "gpu\x1b[31m", "connected": True, "advert_age_ms": 1500,
+            "models": [OFFER | {"tokens_per_s": 41.5}], "slots_free": 3, "slots_total": 4, "queue_ms": 0,
+            "devices": ["cpu"],
+        },
+        {"peer_id": PEER, "name": "client", "connected": False, "advert_age_ms": None, "models": []},
+    ],
+}  # fmt: skip
+
+
+def test_peers_are_a_table_without_control_characters(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/peers", PEERS)
+    out = souk("peers").out
+    assert "\x1b" not in out
+    head, first, second = out.splitlines()
+    assert head.split()[:4] == ["NAME", "PEER", "STATE", "MODEL"]
+    for part in ("…bziXHP7Z", "connected", "smol", "800,000", "41.5", "3/4", "1.5 s"):
+        assert part in first
+    assert "known" in second
+
+
+def test_peers_are_one_a_line_when_lines_are_wanted(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/peers", PEERS)
+    lines = souk("peers", "ls", "-o", "jsonl").out.splitlines()
+    assert [json.loads(line) for line in lines] == PEERS["peers"]
+
+
+def test_peers_say_what_to_do_when_there_are_none(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/peers", {"schema": 1, "peers": []})
+    assert "--bootstrap" in souk("peers").out
+
+
+def test_connect_prints_the_peer_it_reached(daemon: FakeDaemon) -> None:
+    daemon.answer("POST /api/v1/connect", {"peer_id": PEER})
+    assert souk("peers", "connect", "/ip4/1.2.3.4/tcp/1").out == f"{PEER}\n"
+    assert daemon.body == {"address": "/ip4/1.2.3.4/tcp/1"}
+
+
+def test_devices_are_shown_in_units_of_people(daemon: FakeDaemon) -> None:
+    device = {
+        "kind": "cpu", "index": 0, "name": "a cpu", "architecture": "x86", "memory_total_bytes": 8 << 30,
+        "memory_free_bytes": 3 << 29, "dtypes": ["fp32"], "driver": None, "matmul_gflops": 99.5,
+        "read_mb_per_s": 10,
+    }  # fmt: skip
+    daemon.answer("GET /api/v1/devices", {"schema": 1, "devices": [device]})
+    out = souk("devices").out
+    assert "cpu:0" in out and "1.5 GiB" in out and "8.0 GiB" in out and "99.5" in out
+
+
+def test_advert_is_shown_flat_or_said_to_be_missing(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/advert", {"schema": 1, "advert": {"name": "n", "offers": [{"model": "smol"}]}})
+    assert "offers.0.model  smol" in souk("advert", "show").out
+    daemon.answer("GET /api/v1/advert", {"schema": 1, "advert": None})
+    assert "offers nothing" in souk("advert", "show").out

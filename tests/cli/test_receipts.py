@@ -1,0 +1,70 @@
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from node.keystore import Ed25519Signer
+from protocol.envelope import seal
+from protocol.units import NetworkId
+from tests.cli.fakes import PEER, FakeDaemon, souk
+
+RECEIPT = {
+    "contract_id": "c0ffee" + "00" * 29, "job_id": "aa", "role": "requester", "peer_id": PEER, "model": "smol",
+    "state": "closed", "tokens_in": 7, "tokens_out": 11, "cost_microcredits": 120, "at_ms": 1_760_000_000_000,
+}  # fmt: skip
+
+
+def test_receipts_are_listed_with_their_costs(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/receipts?limit=50", {"schema": 1, "receipts": [RECEIPT]})
+    out = souk("receipts").out
+    for part in ("c0ffee000000", "2025-10-09 08:53:20Z", "requester", "smol", "closed", "120"):
+        assert part in out
+
+
+def test_receipts_are_asked_for_by_number_when_a_limit_is_given(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/receipts?limit=3", {"schema": 1, "receipts": []})
+    assert souk("receipts", "ls", "--limit", "3").out == "No contracts yet.\n"
+
+
+def test_show_prints_the_bundle_that_verify_reads(daemon: FakeDaemon) -> None:
+    bundle = {"network": "00" * 32, "messages": []}
+    daemon.answer("GET /api/v1/receipts/c0ffee", {"schema": 1, "bundle": bundle})
+    assert souk("receipts", "show", "c0ffee", "-o", "json").json() == bundle
+
+
+def test_show_tells_what_cannot_be_read_beside_what_can(daemon: FakeDaemon) -> None:
+    message = {"type": "contract", "from": "requester", "at_ms": 0, "envelope": "00"}
+    daemon.answer("GET /api/v1/receipts/c0ffee", {"schema": 1, "bundle": {"network": "x", "messages": [message]}})
+    out = souk("receipts", "show", "c0ffee").out
+    assert "contract  from requester" in out and "cannot be read" in out
+
+
+@pytest.mark.parametrize("contract_id", ["../status", "C0FFEE", "xyz"])
+def test_show_refuses_what_is_no_id(contract_id: str) -> None:
+    assert souk("receipts", "show", contract_id).code == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"network": "00", "messages": []}', "\udcff"])
+def test_verify_ends_with_1_when_a_file_proves_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_text(text, "utf-8", errors="surrogateescape")
+    ran = souk("receipts", "verify", str(path))
+    assert ran.code == 1
+
+
+def test_verify_ends_with_1_when_a_bundle_holds_no_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = NetworkId(bytes(32))
+    envelope = seal("ask", {}, network=network, signer=Ed25519Signer(bytes(32)))
+    bundle = {"network": network.hex(), "messages": [{"type": "ask", "envelope": envelope.raw.hex()}]}
+    # The API's answer around the bundle is accepted as well.
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"schema": 1, "bundle": bundle})))
+    found = souk("receipts", "verify", "-", "-o", "json")
+    assert found.code == 1
+    assert found.json()["valid"] is False and found.json()["problem"]
+
+
+def test_verify_needs_a_file() -> None:
+    ran = souk("receipts", "verify", "/nonexistent")
+    assert ran.code == 1 and "cannot be read" in ran.err
