@@ -76,9 +76,10 @@ class ChatCompletions:
         try:
             await run_order(self._services.market, order, answer, receive)
         except NodeError as exc:
-            if not answer.started or isinstance(exc, ClientGoneError):
+            if not answer.started:
                 raise
-            await answer.fail(exc)
+            if not isinstance(exc, ClientGoneError):
+                await answer.fail(exc)
         else:
             await answer.end()
 

@@ -1,11 +1,15 @@
 """The listener under clients that stall, leave, lie and babble."""
 
+import logging
+import socket
+import struct
+
 import pytest
 import trio
 import trio.testing
 from starlette.types import Receive, Scope, Send
 
-from node.api.server import HEAD_BYTES_MAX, serve_app
+from node.api.server import HEAD_BYTES_MAX, IDLE_S_MAX, serve_app
 from node.errors import NodeError
 from tests.api.fakes import ANSWERED, CONTRACTED, EndlessMarket, Node, ScriptedMarket, serve_node
 
@@ -121,6 +125,55 @@ async def test_idle_connection_is_let_go_when_its_client_has_finished(nursery: t
     await client.send_eof()
     with trio.fail_after(1):
         assert await client.receive_some() == b""
+
+
+async def test_silent_connection_is_let_go_after_its_idle_time(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    node = await serve_node(nursery)
+    client = await node.open(b"")
+    assert await client.receive_some() == b""
+    assert trio.current_time() >= IDLE_S_MAX
+
+
+@pytest.mark.parametrize("data", [HEALTH * 5, HEALTH * 5 + b"x", b"GET / HTTP/1.1\r\n\r\n" * 5, HEALTH[:-2], b""])
+@pytest.mark.parametrize("rudely", [True, False])
+async def test_no_task_is_left_when_a_client_has_vanished(
+    nursery: trio.Nursery, data: bytes, rudely: bool
+) -> None:
+    node = await serve_node(nursery)
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    for _ in range(5):
+        await leave(await node.open(data), rudely=rudely)
+    with trio.fail_after(1):
+        while trio.lowlevel.current_statistics().tasks_living > tasks:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+@pytest.mark.parametrize("rudely", [True, False])
+async def test_no_task_is_left_when_clients_of_streams_have_vanished(
+    nursery: trio.Nursery, rudely: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = await serve_node(nursery, EndlessMarket())
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    for _ in range(5):
+        client = await node.open_chat(stream=True)
+        await client.send_all(HEALTH * 3)
+        await client.receive_some()
+        await leave(client, rudely=rudely)
+    with trio.fail_after(1):
+        while trio.lowlevel.current_statistics().tasks_living > tasks:
+            await trio.testing.wait_all_tasks_blocked(0.01)
+    # A client may leave: that is no fault, and no line in the log above info.
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+
+
+async def leave(client: trio.SocketStream, *, rudely: bool) -> None:
+    if rudely:  # a reset instead of an end
+        client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await client.aclose()
 
 
 async def test_connection_stays_at_http1_when_its_client_offers_http2(nursery: trio.Nursery) -> None:
