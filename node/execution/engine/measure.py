@@ -15,8 +15,8 @@ from node.execution.engine.llama import Llama
 from node.execution.engine.scheduler import Sequence
 from protocol.task import Sampling
 
-WINDOW_S: Final = 0.15
-DECODE_S: Final = 0.4
+WINDOW_S: Final = 0.1
+DECODE_S: Final = 0.3
 _RUNS_MIN: Final = 3
 _WARM_UP_TOKENS: Final = 3
 _PROMPT_TOKENS: Final = 16

@@ -194,9 +194,9 @@ def _token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             f"tokenizer.json: expected a decoder ByteLevel or ByteFallback, got {', '.join(kinds) or 'none'}"
         )
     added = tokenizer.get_added_tokens_decoder()
-    size = max((*tokenizer.get_vocab(with_added_tokens=True).values(), 0)) + 1
-    table = [b""] * size
-    for token, index in tokenizer.get_vocab(with_added_tokens=True).items():
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
         if index not in added:
             table[index] = to_bytes(token)
         elif not added[index].special:

@@ -1,0 +1,139 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from node.errors import ModelError
+from node.models.store import ModelStore
+from tests.execution.tiny_model import write_tiny_model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "source")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "store")
+
+
+def test_store_lists_nothing_when_its_folder_is_missing(store: ModelStore) -> None:
+    assert store.models() == ()
+    assert not store.root.exists()
+
+
+def test_store_gives_one_id_when_a_model_is_imported_twice(store: ModelStore, source: Path) -> None:
+    first = store.add_folder(source, "tiny", source="test")
+    assert store.add_folder(source, "tiny", source="test") == first
+    assert store.models() == (first,)
+    assert first.manifest.context_tokens == 512
+    assert first.parameters == 260 * 32 + 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
+    assert first.folder.name == first.model_id.hex()
+
+
+def test_two_stores_give_the_same_id_to_the_same_files(tmp_path: Path, source: Path) -> None:
+    stores = [ModelStore(tmp_path / name) for name in ("a", "b")]
+    ids = {store.add_folder(source, "tiny", source="test").model_id for store in stores}
+    assert len(ids) == 1
+
+
+def test_import_leaves_behind_what_is_not_on_the_list(store: ModelStore, source: Path) -> None:
+    (source / "modeling_evil.py").write_text("boom")
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    model = store.add_folder(source, "tiny")
+    assert sorted(path.name for path in model.folder.iterdir()) == [
+        "config.json",
+        "manifest.msgpack",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../evil", "Upper", "", "a/b", "x" * 65, ".hidden"])
+def test_import_is_refused_when_the_name_is_illegal(store: ModelStore, source: Path, name: str) -> None:
+    with pytest.raises(ModelError, match="model name"):
+        store.add_folder(source, name)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_import_is_refused_and_leaves_nothing_when_a_file_is_missing(
+    store: ModelStore, source: Path, missing: str
+) -> None:
+    (source / missing).unlink()
+    with pytest.raises(ModelError, match="expected"):
+        store.add_folder(source, "tiny")
+    assert [path.name for path in store.root.iterdir()] == [".lock"]
+
+
+def test_import_is_refused_when_the_weights_are_a_pickle(store: ModelStore, source: Path) -> None:
+    (source / "model.safetensors").write_bytes(b"\x80\x04\x95" + b"x" * 50)
+    with pytest.raises(ModelError, match=r"^model\.safetensors: expected"):
+        store.add_folder(source, "tiny")
+    assert store.models() == ()
+
+
+def test_import_is_refused_when_the_configuration_is_not_json(store: ModelStore, source: Path) -> None:
+    (source / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="JSON"):
+        store.add_folder(source, "tiny")
+
+
+def test_import_is_refused_when_another_model_has_the_name(store: ModelStore, source: Path) -> None:
+    store.add_folder(source, "tiny")
+    other = write_tiny_model(source.parent / "other", seed=2)
+    with pytest.raises(ModelError, match="another model is called 'tiny'"):
+        store.add_folder(other, "tiny")
+    assert len(store.models()) == 1
+
+
+def test_import_sweeps_what_a_dead_import_left(store: ModelStore, source: Path) -> None:
+    left = store.root / ".incoming-dead"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    assert store.models() == ()
+    store.add_folder(source, "tiny")
+    assert not left.exists()
+
+
+def test_store_finds_a_model_by_name_and_by_hex(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    assert store.find("tiny") == store.find(model.model_id.hex()[:8].upper()) == model
+    for wanted in ("tin", model.model_id.hex()[:7], "other"):
+        with pytest.raises(ModelError, match="the store has tiny"):
+            store.find(wanted)
+
+
+def test_verify_names_the_file_when_one_byte_changed(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    store.verify(model)
+    path = model.folder / "model.safetensors"
+    path.chmod(0o644)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ModelError, match=r"model\.safetensors: expected sha256"):
+        store.verify(model)
+
+
+def test_store_leaves_a_damaged_folder_out(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    shutil.copytree(model.folder, store.root / ("0" * 64))
+    assert store.models() == (model,)
+    (model.folder / "tokenizer.json").unlink()
+    assert store.models() == ()
+
+
+def test_remove_leaves_nothing_of_the_model(store: ModelStore, source: Path) -> None:
+    store.remove(store.add_folder(source, "tiny"))
+    assert store.models() == ()
+    assert [path.name for path in store.root.iterdir()] == [".lock"]
+
+
+def test_import_reads_the_context_from_the_configuration(store: ModelStore, source: Path) -> None:
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "many"}))
+    with pytest.raises(ModelError, match="max_position_embeddings"):
+        store.add_folder(source, "tiny")
