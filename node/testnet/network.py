@@ -25,6 +25,7 @@ from node.testnet.interrupts import Interrupts
 # A cold import of torch alone took up to 10 s, and the nodes of one machine start at the same time.
 READY_S: Final = 180.0
 STOP_S: Final = 15.0
+WORKERS_S: Final = 2.0
 LOG_TAIL_CHARACTERS: Final = 2000
 STATE_NAME: Final = "state.json"
 _STEP_S: Final = 0.05
@@ -71,7 +72,7 @@ class Node:
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.started_at) < 1.0
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            return process if same and _runs(process) else None
         except psutil.NoSuchProcess:
             return None
 
@@ -219,11 +220,25 @@ def stop(nodes: Sequence[Node]) -> list[str]:
     _, alive = psutil.wait_procs(list(processes.values()), timeout=STOP_S)
     for process in alive:
         _signal(process, signal.SIGKILL)
-    _, orphans = psutil.wait_procs(workers, timeout=1.0)
+    orphans = _wait_ended(workers, time.monotonic() + WORKERS_S)
     for process in orphans:
         _signal(process, signal.SIGKILL)
-    psutil.wait_procs([*alive, *orphans], timeout=STOP_S)
+    _wait_ended([*alive, *orphans], time.monotonic() + STOP_S)
     return [name for name, process in processes.items() if process in alive]
+
+
+def _wait_ended(processes: Sequence[psutil.Process], end: float) -> list[psutil.Process]:
+    """Return those that still run at ``end``; a zombie has ended, whoever may reap it, and when."""
+    while (running := [process for process in processes if _runs(process)]) and time.monotonic() < end:
+        time.sleep(_STEP_S)
+    return running
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:

@@ -1,0 +1,68 @@
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from node.cli.exits import CliError
+from node.cli.testnet import default_folder, make_plan
+from node.testnet.network import Network, Node
+from tests.cli.fakes import souk
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    """A network whose one node is this process: nothing here may stop it."""
+    (tmp_path / "node-1").mkdir()
+    (tmp_path / "node-1" / "log").write_text("a line\n")
+    started_at = psutil.Process().create_time()
+    node = Node(
+        name="node-1", role="client", home=str(tmp_path / "node-1"), pid=os.getpid(), started_at=started_at
+    )
+    made = Network(tmp_path, [node])
+    made.save()
+    return made
+
+
+@pytest.mark.parametrize("verb", [["status"], ["down"], ["logs", "1"], ["kill", "1"]])
+def test_verbs_say_how_to_start_when_there_is_no_testnet(tmp_path: Path, verb: list[str]) -> None:
+    ran = souk("testnet", *verb, "--dir", str(tmp_path))
+    assert ran.code == 1 and "souk testnet up" in ran.err
+
+
+def test_status_ends_with_1_when_a_node_has_ended(network: Network) -> None:
+    folder = str(network.folder)
+    assert souk("testnet", "status", "--dir", folder).code == 0
+    ended = Node(name="node-2", role="client", home="", pid=network.nodes[0].pid, started_at=1.0)
+    network.nodes.append(ended)
+    network.save()
+    ran = souk("testnet", "status", "--dir", folder, "-o", "json")
+    assert ran.code == 1
+    assert [node["running"] for node in ran.json()["nodes"]] == [True, False]
+
+
+def test_up_ends_with_9_when_its_folder_is_in_use(network: Network) -> None:
+    ran = souk("testnet", "up", "--dir", str(network.folder), "--nodes", "1", "--providers", "0")
+    assert ran.code == 9 and "node-1" in ran.err
+
+
+def test_logs_print_what_a_node_wrote(network: Network) -> None:
+    assert souk("testnet", "logs", "1", "--dir", str(network.folder)).out == "a line\n"
+
+
+def test_kill_ends_with_5_when_the_node_has_ended(network: Network) -> None:
+    network.nodes[0] = Node(name="node-1", role="client", home="", pid=network.nodes[0].pid, started_at=1.0)
+    network.save()
+    assert souk("testnet", "kill", "node-1", "--dir", str(network.folder)).code == 5
+
+
+def test_plan_is_refused_when_it_cannot_work(tmp_path: Path) -> None:
+    with pytest.raises(CliError, match="at most 2 providers"):
+        make_plan(tmp_path, 2, 3)
+    with pytest.raises(CliError, match="scripts/setup"):
+        make_plan(tmp_path, 2, 1, models_dir=tmp_path / "none")
+
+
+def test_testnet_is_kept_with_the_state_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    assert default_folder() == Path("/state/souk/testnet")
