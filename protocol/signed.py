@@ -19,13 +19,14 @@ class SignedMessage(Message, frozen=True, kw_only=True):
 
 
 S = TypeVar("S", bound=SignedMessage)
+S_co = TypeVar("S_co", bound=SignedMessage, covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Signed(Generic[S]):
+class Signed(Generic[S_co]):
     """A message with its proof: whoever holds ``envelope.raw`` can show who said it."""
 
-    message: S
+    message: S_co
     envelope: Envelope
 
     @property

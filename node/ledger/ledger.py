@@ -16,7 +16,7 @@ import trio
 from node.errors import LedgerError
 from node.ledger.entries import ContractRow, Entry, StoredMessage, Totals
 from node.ledger.store import LedgerStore
-from protocol.units import Microcredits, PeerId
+from protocol.units import MessageId, Microcredits, PeerId
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,10 @@ class Ledger:
             return None if row is None else (row, self._store.messages(row))
 
         return await self._read(find)
+
+    async def knows(self, contract_id: MessageId) -> bool:
+        """Return whether this contract was ever entered, before a restart too."""
+        return await self._read(lambda: self._store.knows(contract_id))
 
     async def totals(self) -> Totals:
         return await self._read(self._store.totals)

@@ -189,6 +189,11 @@ class LedgerStore:
         ).fetchall()
         return _row(found[0]) if len(found) == 1 else None
 
+    def knows(self, contract_id: MessageId) -> bool:
+        """Return whether this contract was ever entered."""
+        found = self.db.execute("SELECT 1 FROM contract WHERE contract_id = ?", (contract_id,))
+        return found.fetchone() is not None
+
     def messages(self, row: ContractRow) -> list[StoredMessage]:
         """Return a contract's messages in the order in which they were written, its ask and quote first."""
         found = self.db.execute(

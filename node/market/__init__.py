@@ -1,1 +1,1 @@
-"""Buying and selling jobs: ``requester.py`` chooses, negotiates and fails over; ``provider.py`` admits, prices and holds."""
+"""Buying and selling jobs: ``requester.py`` chooses and negotiates; ``provider.py`` admits, prices and holds."""

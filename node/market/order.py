@@ -46,12 +46,16 @@ class Quoted:
     queue_ms: int
 
 
+PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed"]
+"""How a provider failed us without declining."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassedOver:
     """This candidate did not take it, or died before its first token; the next one is tried."""
 
     peer_id: PeerId
-    code: DeclineCode | Literal["unreachable", "silent", "broke_protocol", "failed"]
+    code: DeclineCode | PeerFault
     message: str
 
 

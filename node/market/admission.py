@@ -1,0 +1,146 @@
+"""What a provider takes on: places, held places, and how much each peer may owe (spec 05, section 6).
+
+Pure bookkeeping in one place, so that no two conversations give the same place away. Times are trio's.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.errors import DeclineCode
+from protocol.units import MS_PER_S, MessageId, Microcredits, PeerId
+
+# What a place is worth waiting for when nothing is known about running jobs.
+RETRY_MS: Final = 1 * MS_PER_S
+
+
+class Refused(Exception):  # noqa: N818 - an answer to a peer, not a fault
+    """The job is not taken; the fields go into a ``decline``."""
+
+    def __init__(
+        self,
+        code: DeclineCode,
+        message: str,
+        *,
+        retry_after_ms: int | None = None,
+        tokens_max: int | None = None,
+        price_min: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retry_after_ms = retry_after_ms
+        self.tokens_max = tokens_max
+        self.price_min = price_min
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A place promised by a quote until ``until`` (trio time)."""
+
+    peer_id: PeerId
+    reserve: Microcredits
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A job that was taken: it occupies a place until it has run, and credit until it is paid."""
+
+    peer_id: PeerId
+    reserve: Microcredits
+
+
+class Admission:
+    """Counts places and exposure. ``places`` is slots plus the queue; zero takes nothing."""
+
+    def __init__(self, *, credit_per_peer: int, credit_pool: int) -> None:
+        self._credit_per_peer = credit_per_peer
+        self._credit_pool = credit_pool
+        self._holds: dict[MessageId, Hold] = {}
+        self._running: set[MessageId] = set()
+        self._reserves: dict[MessageId, Place] = {}
+        self._unpaid: dict[PeerId, int] = {}
+        self.slots = 0
+        self.queue_max = 0
+        self.draining = False
+
+    @property
+    def running(self) -> int:
+        """Jobs that hold a place now, waiting ones included."""
+        return len(self._running)
+
+    def slots_free(self, now: float) -> int:
+        return max(self.slots - self._taken(now), 0)
+
+    def remember_debts(self, debts: dict[PeerId, Microcredits]) -> None:
+        """Take over what peers left unpaid before the last stop."""
+        self._unpaid.update(debts)
+
+    def hold(self, quote_id: MessageId, hold: Hold, *, now: float) -> None:
+        """Keep a place for a quote. Raises: Refused (busy, credit, draining)."""
+        self._check(hold.peer_id, hold.reserve, now)
+        self._holds[quote_id] = hold
+
+    def held_for(self, quote_id: MessageId, peer_id: PeerId, now: float) -> bool:
+        """Return whether this peer has a hold that still stands."""
+        hold = self._holds.get(quote_id)
+        return hold is not None and hold.peer_id == peer_id and hold.until > now
+
+    def take(self, contract_id: MessageId, place: Place, *, quote_id: MessageId, now: float) -> None:
+        """Take a job on, into its held place if there is one. Raises: Refused."""
+        if contract_id in self._reserves:
+            raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
+        hold = self._holds.pop(quote_id, None) if self.held_for(quote_id, place.peer_id, now) else None
+        try:
+            self._check(place.peer_id, place.reserve, now)
+        except Refused:
+            if hold is not None:
+                self._holds[quote_id] = hold
+            raise
+        self._running.add(contract_id)
+        self._reserves[contract_id] = place
+
+    def vacate(self, contract_id: MessageId) -> None:
+        """Free the place; the credit stays reserved until ``settle``."""
+        self._running.discard(contract_id)
+
+    def settle(self, contract_id: MessageId, *, unpaid: int) -> None:
+        """End a contract: free what is left of it and remember what was not paid."""
+        self.vacate(contract_id)
+        place = self._reserves.pop(contract_id, None)
+        if place is not None and unpaid > 0:
+            self._unpaid[place.peer_id] = self._unpaid.get(place.peer_id, 0) + unpaid
+
+    def credit_left(self, peer_id: PeerId, now: float) -> Microcredits:
+        """Return what this peer may still owe: its own limit and the pool of all peers, whichever is less."""
+        self._drop_lapsed(now)
+        own = self._unpaid.get(peer_id, 0)
+        everybody = sum(self._unpaid.values())
+        promises: list[Hold | Place] = [*self._holds.values(), *self._reserves.values()]
+        for promise in promises:
+            everybody += promise.reserve
+            if promise.peer_id == peer_id:
+                own += promise.reserve
+        return Microcredits(max(min(self._credit_per_peer - own, self._credit_pool - everybody), 0))
+
+    def _check(self, peer_id: PeerId, reserve: int, now: float) -> None:
+        if self.draining:
+            raise Refused(DeclineCode.DRAINING, "this node is stopping")
+        if self._taken(now) >= self.slots + self.queue_max:
+            raise Refused(
+                DeclineCode.BUSY,
+                f"all {self.slots} slots and {self.queue_max} waiting places are taken",
+                retry_after_ms=RETRY_MS,
+            )
+        left = self.credit_left(peer_id, now)
+        if reserve > left:
+            raise Refused(
+                DeclineCode.CREDIT, f"the job needs {reserve} µc of credit, {left} µc are left for this peer"
+            )
+
+    def _taken(self, now: float) -> int:
+        self._drop_lapsed(now)
+        return len(self._running) + len(self._holds)
+
+    def _drop_lapsed(self, now: float) -> None:
+        for quote_id in [quote_id for quote_id, hold in self._holds.items() if hold.until <= now]:
+            del self._holds[quote_id]

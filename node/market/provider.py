@@ -1,0 +1,346 @@
+"""The selling side: quotes, admits and accepts; ``provider_job.py`` then runs what was accepted (spec 03, 05)."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import trio
+
+from node.config import MarketSection
+from node.errors import ExecutionError, JobRefusedError, LedgerError, NodeError, StreamLostError
+from node.execution.interface import Executor, Prompt, ServedModel
+from node.market.admission import Admission, Hold, Place, Refused
+from node.market.party import Line, Party
+from node.market.provider_job import Accepted, ProviderJob
+from node.net.interface import Network, Stream
+from protocol import limits
+from protocol.contract import SALT_BYTES, Accept, Contract, check_contract_untrusted, hash_input
+from protocol.errors import DeclineCode, Reason, RemoteProtocolError
+from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL, InputFrame
+from protocol.identity import peer_id_to_text
+from protocol.offer import Ask, Decline, Quote
+from protocol.price import Prices, not_dearer, price_bound
+from protocol.signed import Signed
+from protocol.task import GenerateInput, decode_input_untrusted
+from protocol.units import MS_PER_S, MessageId, Microcredits, ModelId, PeerId
+
+log = logging.getLogger(__name__)
+
+FIRST_WORD_S: Final = 10.0
+"""Within this a peer that opens a stream has to have said what it wants."""
+INPUT_WAIT_S: Final = 10.0
+DECLINE_CODES: Final = {
+    "model_unknown": DeclineCode.MODEL_UNKNOWN,
+    "context_exceeded": DeclineCode.CONTEXT_EXCEEDED,
+    "input": DeclineCode.INPUT,
+}
+
+
+class Provider:
+    """Serves ``/souk/quote/1`` and ``/souk/job/1``. Attach it before the network runs."""
+
+    def __init__(
+        self,
+        party: Party,
+        executor: Executor,
+        admission: Admission,
+        *,
+        config: MarketSection,
+        on_change: Callable[[], None],
+    ) -> None:
+        """``on_change`` is told when the last free slot goes, or the first one comes back."""
+        self._party = party
+        self._executor = executor
+        self._admission = admission
+        self._config = config
+        self._on_change = on_change
+        self.jobs: dict[MessageId, ProviderJob] = {}
+
+    def attach(self, network: Network) -> None:
+        network.serve(QUOTE_PROTOCOL, self._serve_quote)
+        network.serve(JOB_PROTOCOL, self._serve_job)
+
+    @property
+    def prices(self) -> Prices:
+        config = self._config
+        return Prices(
+            fixed=config.price_fixed,
+            tokens_in=config.price_in,
+            tokens_out=config.price_out,
+            per_s=config.price_per_s,
+        )
+
+    def queue_ms(self) -> int:
+        """Return a guess of how long a new job waits for a slot: from measured speed, never promised."""
+        waiting = self._admission.running - self._admission.slots
+        models = self._executor.models()
+        if waiting < 0 or not models:
+            return 0
+        per_token_ms = max(1_000 * MS_PER_S // max(model.tokens_per_s_milli, 1) for model in models)
+        return (1 + waiting // max(self._admission.slots, 1)) * per_token_ms * self._config.voucher_window_tokens
+
+    # Quotes.
+
+    async def _serve_quote(self, stream: Stream) -> None:
+        line = Line(stream, self._party)
+        try:
+            with trio.fail_after(FIRST_WORD_S):
+                ask = await line.hear_untrusted(Ask)
+                try:
+                    quote = self._quote(ask)
+                    await self._party.ledger.post(
+                        self._party.entry(ask, ask.message.job_id, line.peer_id, contract_id=None),
+                        self._party.entry(quote, ask.message.job_id, line.peer_id, contract_id=None),
+                    )
+                    await line.tell(quote)
+                except Refused as refused:
+                    await self._decline(line, ask.message_id, refused)
+                except LedgerError as exc:
+                    await self._decline(line, ask.message_id, Refused(DeclineCode.FAILED, str(exc)))
+                await line.finish()
+        except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
+            _note_broken("quote conversation broken", line.peer_id, exc)
+
+    def _quote(self, ask: Signed[Ask]) -> Signed[Quote]:
+        """Return a binding quote and hold a place for it. Raises: Refused, RemoteProtocolError."""
+        wanted, now_ms, now = ask.message, self._party.now_ms(), trio.current_time()
+        if wanted.provider != self._party.peer_id:
+            raise RemoteProtocolError("ask: put to another provider", reason=Reason.SIGNER)
+        if abs(wanted.sent_at_ms - now_ms) > limits.CLOCK_SKEW_MS_MAX or wanted.end_by_ms <= now_ms:
+            raise Refused(DeclineCode.EXPIRED, f"the ask is of {wanted.sent_at_ms}, here it is {now_ms} (Unix ms)")
+        model = self._model(ModelId(wanted.model_id))
+        _check_context(model, wanted.tokens_out_max)
+        bound = price_bound(
+            self.prices,
+            tokens_in_max=min(wanted.tokens_in_max, model.context_tokens),
+            tokens_out_max=wanted.tokens_out_max,
+            duration_ms_max=wanted.end_by_ms - now_ms,
+        )
+        if bound > wanted.price_max:
+            raise Refused(
+                DeclineCode.PRICE,
+                f"the job may cost {bound} µc, the ask allows {wanted.price_max}",
+                price_min=bound,
+            )
+        credit = Microcredits(min(bound, self._admission.credit_left(ask.signer, now)))
+        self._check_credit(credit, wanted.tokens_in_max, bound)
+        quote = self._party.sign(
+            Quote(
+                ask_id=ask.message_id,
+                hold_until_ms=now_ms + limits.QUOTE_HOLD_MS_MAX,
+                dtype=model.dtype,
+                profile=model.profile,
+                prices=self.prices,
+                price_max=bound,
+                credit=credit,
+                voucher_window_tokens=self._config.voucher_window_tokens,
+                first_token_ms=self.queue_ms(),
+            )
+        )
+        until = now + limits.QUOTE_HOLD_MS_MAX / MS_PER_S
+        hold = Hold(peer_id=ask.signer, reserve=credit, until=until)
+        self._admission.hold(quote.message_id, hold, now=now)
+        return quote
+
+    # Contracts.
+
+    async def _serve_job(self, stream: Stream) -> None:
+        line = Line(stream, self._party)
+        try:
+            with trio.fail_after(FIRST_WORD_S):
+                contract = await line.hear_untrusted(Contract)
+            check_contract_untrusted(contract, provider=self._party.peer_id, now_ms=self._party.now_ms())
+            try:
+                job = await self._accept(line, contract)
+            except Refused as refused:
+                with trio.fail_after(FIRST_WORD_S):
+                    await self._decline(line, contract.message_id, refused)
+                    await line.finish()
+                return
+            await self._run(job, contract.message_id)
+        except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
+            _note_broken("job conversation broken", line.peer_id, exc)
+        except NodeError as exc:
+            log.error("job ended by a fault of ours", extra={"cause": str(exc)})
+
+    async def _accept(self, line: Line, contract: Signed[Contract]) -> ProviderJob:
+        """Check terms, read the input, take a place, tokenise, and sign.
+
+        Raises: Refused (nothing is held then), RemoteProtocolError, StreamLostError, TooSlowError.
+        """
+        terms = contract.message
+        model = self._check_terms(contract)
+        place = Place(peer_id=contract.signer, reserve=Microcredits(min(terms.credit, terms.price_max)))
+        with self._busy_change():
+            self._admission.take(
+                contract.message_id, place, quote_id=MessageId(terms.answers), now=trio.current_time()
+            )
+        prompt: Prompt | None = None
+        try:
+            if await self._party.ledger.knows(contract.message_id):
+                raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
+            with trio.fail_after(INPUT_WAIT_S):
+                salt, task_input = await _read_input_untrusted(line, terms)
+            prompt = await self._prepare(contract, task_input)
+            accept = await self._sign_and_store(contract, prompt, model)
+        except BaseException as exc:
+            with trio.CancelScope(shield=True):
+                if prompt is not None:
+                    await self._executor.release(prompt)
+            with self._busy_change():
+                self._admission.settle(contract.message_id, unpaid=0)
+            if isinstance(exc, LedgerError):
+                raise Refused(DeclineCode.FAILED, "the ledger cannot be written") from exc
+            raise
+        accepted = Accepted(contract=contract, accept=accept, salt=salt, prompt=prompt, model=model)
+        return ProviderJob(self._party, line, accepted)
+
+    async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
+        self.jobs[contract_id] = job
+        try:
+            await job.run(self._executor, self._vacate)
+        finally:
+            del self.jobs[contract_id]
+            with self._busy_change():
+                self._admission.settle(contract_id, unpaid=job.unpaid)
+
+    def _vacate(self, contract_id: MessageId) -> None:
+        with self._busy_change():
+            self._admission.vacate(contract_id)
+
+    def _check_terms(self, contract: Signed[Contract]) -> ServedModel:
+        """Raises: Refused, with what would have been taken where that helps."""
+        terms = contract.message
+        model = self._model(ModelId(terms.model_id))
+        _check_context(model, terms.tokens_out_max)
+        if terms.dtype != model.dtype:
+            raise Refused(DeclineCode.PROFILE, f"served in {model.dtype}, the contract says {terms.dtype}")
+        if not not_dearer(self.prices, than=terms.prices):
+            raise Refused(DeclineCode.PRICE, "the prices have risen above the contract's")
+        if terms.voucher_window_tokens > self._config.voucher_window_tokens:
+            raise Refused(
+                DeclineCode.CREDIT,
+                f"vouchers are due every {self._config.voucher_window_tokens} tokens,"
+                f" the contract says {terms.voucher_window_tokens}",
+            )
+        self._check_credit(terms.credit, min(terms.tokens_in_max, model.context_tokens), terms.price_max)
+        return model
+
+    def _check_credit(self, credit: int, tokens_in_max: int, price_max: int) -> None:
+        """Refuse a credit that does not cover the first window: the job would pause with nothing to pay."""
+        first_window = price_bound(
+            self.prices,
+            tokens_in_max=tokens_in_max,
+            tokens_out_max=self._config.voucher_window_tokens,
+            duration_ms_max=0,
+        )
+        needed = min(first_window, price_max)
+        if credit < needed:
+            raise Refused(DeclineCode.CREDIT, f"the first window may cost {needed} µc, the credit is {credit} µc")
+
+    def _model(self, model_id: ModelId) -> ServedModel:
+        for model in self._executor.models():
+            if model.model_id == model_id:
+                return model
+        raise Refused(DeclineCode.MODEL_UNKNOWN, "this model is not served here now")
+
+    async def _prepare(self, contract: Signed[Contract], task_input: GenerateInput) -> Prompt:
+        terms = contract.message
+        try:
+            prompt = await self._executor.prepare(
+                contract.message_id.hex(), ModelId(terms.model_id), task_input, terms.tokens_out_max
+            )
+        except JobRefusedError as exc:
+            raise Refused(DECLINE_CODES.get(exc.code, DeclineCode.FAILED), str(exc)) from exc
+        except ExecutionError as exc:
+            raise Refused(DeclineCode.FAILED, f"the worker is not available: {exc}") from exc
+        if prompt.tokens_in > terms.tokens_in_max:
+            await self._executor.release(prompt)
+            raise Refused(
+                DeclineCode.INPUT,
+                f"the prompt has {prompt.tokens_in} tokens, the contract allows {terms.tokens_in_max}",
+                tokens_max=terms.tokens_in_max,
+            )
+        return prompt
+
+    async def _sign_and_store(
+        self, contract: Signed[Contract], prompt: Prompt, model: ServedModel
+    ) -> Signed[Accept]:
+        """Return our signature under the contract, durable already. Raises: Refused, LedgerError."""
+        now_ms = self._party.now_ms()
+        if now_ms > contract.message.accept_by_ms + limits.CLOCK_SKEW_MS_MAX:
+            raise Refused(DeclineCode.EXPIRED, "the offer lapsed while the prompt was read")
+        accept = self._party.sign(
+            Accept(contract_id=contract.message_id, accepted_at_ms=now_ms, tokens_in=prompt.tokens_in)
+        )
+        entries = [
+            self._party.entry(signed, contract.message.job_id, contract.signer, contract_id=contract.message_id)
+            for signed in (contract, accept)
+        ]
+        row = ProviderJob.first_row(contract, prompt.tokens_in, model=model.name, now_ms=now_ms)
+        await self._party.ledger.post(*entries, row=row)
+        return accept
+
+    async def _decline(self, line: Line, refers_to: MessageId, refused: Refused) -> None:
+        # A decline binds nobody, so no disk is spent on it: strangers could fill it with asks.
+        log.info("declined", extra={"peer": peer_id_to_text(line.peer_id), "code": refused.code})
+        await line.tell(
+            self._party.sign(
+                Decline(
+                    refers_to=refers_to,
+                    code=refused.code,
+                    message=str(refused)[: limits.TEXT_BYTES_MAX],
+                    retry_after_ms=refused.retry_after_ms,
+                    tokens_max=refused.tokens_max,
+                    price_min=refused.price_min,
+                )
+            )
+        )
+
+    @contextlib.contextmanager
+    def _busy_change(self) -> Iterator[None]:
+        """Tell ``on_change`` if what happens inside takes the last free slot, or gives the first one back."""
+        was_free = self._admission.slots_free(trio.current_time()) > 0
+        yield
+        if (self._admission.slots_free(trio.current_time()) > 0) != was_free:
+            self._on_change()
+
+
+def _check_context(model: ServedModel, tokens_out_max: int) -> None:
+    # A prompt has at least one token; the exact count comes with the input.
+    if tokens_out_max >= model.context_tokens:
+        raise Refused(
+            DeclineCode.CONTEXT_EXCEEDED,
+            f"{tokens_out_max} answer tokens do not fit a context of {model.context_tokens}",
+            tokens_max=model.context_tokens - 1,
+        )
+
+
+async def _read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, GenerateInput]:
+    """Return (salt, input) as the contract's hash names them.
+
+    Raises: RemoteProtocolError (anything else came), StreamLostError.
+    """
+    data = bytearray()
+    salt = b""
+    expected = 0
+    while expected == 0 or len(data) < terms.input_bytes:
+        frame = await line.receive_untrusted()
+        if not isinstance(frame, InputFrame) or frame.sequence != expected:
+            raise RemoteProtocolError(f"expected input frame {expected}", reason=Reason.ORDER)
+        if expected == 0:
+            salt = frame.data
+        else:
+            data += frame.data
+        if len(salt) != SALT_BYTES or not (expected == 0 or frame.data) or len(data) > terms.input_bytes:
+            raise RemoteProtocolError(f"input frame {expected} has a wrong length", reason=Reason.SIZE)
+        expected += 1
+    if hash_input(salt, bytes(data)) != terms.input_hash:
+        raise RemoteProtocolError("the input is not the one that the contract names", reason=Reason.MEANING)
+    return salt, decode_input_untrusted(bytes(data))
+
+
+def _note_broken(event: str, peer_id: PeerId, exc: Exception) -> None:
+    reason = exc.reason if isinstance(exc, RemoteProtocolError) else type(exc).__name__
+    log.info(event, extra={"peer": peer_id_to_text(peer_id), "reason": reason, "cause": str(exc)})

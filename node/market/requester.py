@@ -1,0 +1,316 @@
+"""The buying side: finds who can run an order, tries them in turn, and runs it here when this node can (spec 03).
+
+No provider is asked twice at once for one order, and none after the first token has gone to the user.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Final
+
+import trio
+
+from node.clock import to_ms
+from node.config import MarketSection
+from node.discovery.directory import Candidate, Directory, names_model
+from node.errors import ExecutionError, JobRefusedError, TransportError
+from node.execution.interface import Executor, Piece, ServedModel
+from node.market.order import (
+    Asking,
+    Contracted,
+    DeadlineError,
+    Finished,
+    JobEvent,
+    JobFailedError,
+    NobodyWillingError,
+    Order,
+    OrderError,
+    Output,
+    PassedOver,
+    PromptTooLongError,
+    UnknownModelError,
+)
+from node.market.party import Party
+from node.market.requester_job import AttemptFailedError, Purchase, RequesterJob, Terms
+from node.net.interface import Network
+from protocol import limits
+from protocol.errors import FINAL_DECLINES, DeclineCode, LocalProtocolError
+from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
+from protocol.price import price_bound
+from protocol.task import encode_input
+from protocol.units import MS_PER_S, JobId, Microcredits, PeerId
+
+log = logging.getLogger(__name__)
+
+JOB_ID_BYTES: Final = 16
+DIAL_WAIT_S: Final = 10.0
+CANDIDATES_MAX: Final = 16
+# A standing offer older than this is asked about first: slots and prices may have moved.
+STANDING_OFFER_S_MAX: Final = 60.0
+# When everybody who could is busy, how long to try again.
+BUSY_PATIENCE_S: Final = 60.0
+BUSY_RETRY_S: Final = 1.0
+# What a chat template may add to the text of a message, and to a conversation (a default system prompt).
+TEMPLATE_TOKENS_PER_MESSAGE: Final = 16
+TEMPLATE_TOKENS: Final = 64
+
+
+class Requester:
+    """Carries orders out; ``node.api`` gives them in."""
+
+    def __init__(
+        self,
+        party: Party,
+        network: Network,
+        directory: Directory,
+        executor: Executor,
+        *,
+        config: MarketSection,
+        look_up: Callable[[str], Awaitable[int]],
+    ) -> None:
+        """``look_up`` asks the DHT for a model's providers and puts them into the directory."""
+        self._party = party
+        self._network = network
+        self._directory = directory
+        self._executor = executor
+        self._config = config
+        self._look_up = look_up
+        self.jobs: dict[JobId, RequesterJob] = {}
+
+    async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
+        """Run an order to its end and send every event, ``Finished`` last.
+
+        A full sink makes us read slower, never lose. Cancelling cancels the job at its provider.
+
+        Raises: OrderError (the subclass says how it failed), LedgerError.
+        """
+        job_id = JobId(self._party.entropy(JOB_ID_BYTES))
+        ends_at = trio.current_time() + min(order.deadline_s, limits.JOB_LIFE_MS_MAX / MS_PER_S)
+        with trio.move_on_at(ends_at) as deadline:
+            own = self._own_model(order)
+            if own is not None:
+                await self._run_here(order, job_id, own, sink)
+            else:
+                await self._buy(self._make_purchase(order, job_id, ends_at), sink)
+        if deadline.cancelled_caught:
+            raise DeadlineError(f"the order was not complete within its {order.deadline_s:g} s")
+
+    # On our own devices.
+
+    def _own_model(self, order: Order) -> ServedModel | None:
+        if order.where not in ("any", "local", self._party.peer_id):
+            return None
+        for model in self._executor.models():
+            if names_model(order.model, model.name, model.model_id):
+                return model
+        if order.where in ("local", self._party.peer_id):
+            raise UnknownModelError(order.model, tuple(model.name for model in self._executor.models()))
+        return None
+
+    async def _run_here(
+        self, order: Order, job_id: JobId, model: ServedModel, sink: trio.MemorySendChannel[JobEvent]
+    ) -> None:
+        """Run the order without a contract: nobody signs with himself."""
+        me, began = self._party.peer_id, trio.current_time()
+        await sink.send(Asking(job_id=job_id, peer_ids=(me,)))
+        try:
+            prompt = await self._executor.prepare(
+                job_id.hex(), model.model_id, order.task_input, order.tokens_out_max
+            )
+            await sink.send(
+                Contracted(
+                    peer_id=me,
+                    contract_id=None,
+                    price_max_microcredits=Microcredits(0),
+                    tokens_in=prompt.tokens_in,
+                )
+            )
+            post, pieces = trio.open_memory_channel[Piece](order.tokens_out_max + 1)
+            fault: ExecutionError | None = None
+            tokens_out, first_token_ms, last = 0, 0, None
+            async with trio.open_nursery() as nursery:
+
+                async def work() -> None:
+                    nonlocal fault
+                    with post:
+                        try:
+                            await self._executor.generate(
+                                prompt, order.sampling, tokens_out_max=order.tokens_out_max, sink=post
+                            )
+                        except ExecutionError as exc:
+                            fault = exc
+
+                nursery.start_soon(work)
+                async for piece in pieces:
+                    if tokens_out == 0:
+                        first_token_ms = to_ms(trio.current_time() - began)
+                    tokens_out += len(piece.tokens)
+                    last = piece.finish
+                    await sink.send(Output(tokens=piece.tokens, text=piece.text))
+            if fault is not None:
+                raise fault
+        except JobRefusedError as exc:
+            raise _refusal(exc.code, str(exc)) from exc
+        except ExecutionError as exc:
+            raise JobFailedError(str(exc), code=exc.code) from exc
+        assert last is not None
+        await sink.send(
+            Finished(
+                job_id=job_id,
+                peer_id=me,
+                contract_id=None,
+                receipt_id=None,
+                finish=last,
+                tokens_in=prompt.tokens_in,
+                tokens_out=tokens_out,
+                cost_microcredits=Microcredits(0),
+                first_token_ms=first_token_ms,
+                duration_ms=to_ms(trio.current_time() - began),
+            )
+        )
+
+    # At others.
+
+    def _make_purchase(self, order: Order, job_id: JobId, ends_at: float) -> Purchase:
+        try:
+            data = encode_input(order.task_input)
+        except LocalProtocolError as exc:
+            raise PromptTooLongError(str(exc)) from exc
+        template = TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(order.task_input.messages)
+        allowed = order.price_max_microcredits
+        return Purchase(
+            order=order,
+            job_id=job_id,
+            data=data,
+            # No tokeniser makes more tokens than there are bytes.
+            tokens_in_max=min(len(data) + template, limits.TOKENS_MAX),
+            price_max=Microcredits(self._config.price_max) if allowed is None else allowed,
+            ends_at=ends_at,
+        )
+
+    async def _buy(self, purchase: Purchase, sink: trio.MemorySendChannel[JobEvent]) -> None:
+        patience_ends_at = min(trio.current_time() + BUSY_PATIENCE_S, purchase.ends_at)
+        candidates = await self._find(purchase)
+        refusals: dict[PeerId, PassedOver] = {}
+        while True:
+            await sink.send(
+                Asking(job_id=purchase.job_id, peer_ids=tuple(candidate.peer_id for candidate in candidates))
+            )
+            for candidate in candidates:
+                finished = await self._try(purchase, candidate, refusals, sink)
+                if finished is not None:
+                    await sink.send(finished)
+                    return
+            busy = {peer for peer, passed in refusals.items() if passed.code == DeclineCode.BUSY}
+            if not busy or trio.current_time() + BUSY_RETRY_S >= patience_ends_at:
+                raise _nobody(tuple(refusals.values()))
+            # Full jitter: a hundred requesters that were refused together must not come back together.
+            await trio.sleep(BUSY_RETRY_S * (1 + self._party.entropy(1)[0] / 255))
+            candidates = [it for it in await self._find(purchase) if it.peer_id in busy]
+            if not candidates:
+                raise _nobody(tuple(refusals.values()))
+
+    async def _find(self, purchase: Purchase) -> list[Candidate]:
+        """Return who may be tried, best first. Raises: UnknownModelError."""
+        order = purchase.order
+        found = self._matching(order)
+        if not found:
+            # Gossip may not have told us of it yet: then the DHT may know.
+            await self._look_up(order.model)
+            found = self._matching(order)
+        if not found:
+            known = {model.name for model in self._executor.models()}
+            known.update(self._directory.model_names(self._party.now_ms()))
+            raise UnknownModelError(order.model, tuple(sorted(known)))
+        return sorted(found, key=lambda candidate: self._rank(purchase, candidate))[:CANDIDATES_MAX]
+
+    def _matching(self, order: Order) -> list[Candidate]:
+        found = self._directory.candidates(order.model, self._party.now_ms())
+        if order.where in ("any", "remote"):
+            return found
+        return [candidate for candidate in found if candidate.peer_id == order.where]
+
+    def _rank(self, purchase: Purchase, candidate: Candidate) -> tuple[bool, int, int, int, bytes]:
+        """A free slot first, then the shorter queue, the lower price, the faster device, and a fair draw."""
+        advert, offer = candidate.listing.advert, candidate.offer
+        bound = price_bound(
+            offer.prices,
+            tokens_in_max=min(purchase.tokens_in_max, offer.context_tokens),
+            tokens_out_max=purchase.order.tokens_out_max,
+            duration_ms_max=0,
+        )
+        draw = sha256(purchase.job_id + candidate.peer_id).digest()
+        return (advert.slots_free == 0, advert.queue_ms, bound, -offer.tokens_per_s_milli, draw)
+
+    async def _try(
+        self,
+        purchase: Purchase,
+        candidate: Candidate,
+        refusals: dict[PeerId, PassedOver],
+        sink: trio.MemorySendChannel[JobEvent],
+    ) -> Finished | None:
+        """Return ``Finished``, or None after noting why this one is passed over.
+
+        Raises: OrderError: it failed after its first token, or nobody can do better.
+        """
+        job = RequesterJob(self._party, purchase, candidate, emit=sink.send)
+        self.jobs[purchase.job_id] = job
+        try:
+            return await self._attempt(job, purchase, candidate)
+        except AttemptFailedError as exc:
+            if job.tokens_out > 0:
+                raise JobFailedError(f"the provider failed in mid-answer: {exc}", code=exc.code) from exc
+            passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
+            refusals[candidate.peer_id] = passed
+            await sink.send(passed)
+            if exc.code in FINAL_DECLINES:
+                raise _nobody(tuple(refusals.values())) from exc
+            if exc.code in ("unreachable", "silent", "broke_protocol"):
+                # Until it says something new, nobody here need wait for it again.
+                self._directory.forget(candidate.peer_id)
+            await trio.sleep(exc.wait_s)
+            return None
+        finally:
+            del self.jobs[purchase.job_id]
+
+    async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> Finished:
+        order = purchase.order
+        if order.tokens_out_max >= candidate.offer.context_tokens:
+            raise AttemptFailedError(
+                DeclineCode.CONTEXT_EXCEEDED,
+                f"{order.tokens_out_max} answer tokens do not fit a context of {candidate.offer.context_tokens}",
+            )
+        try:
+            terms = await self._agree(job, order, candidate)
+            with trio.fail_after(DIAL_WAIT_S):
+                stream = await self._network.open_stream(candidate.peer_id, JOB_PROTOCOL)
+        except TransportError as exc:
+            raise AttemptFailedError("unreachable", str(exc)) from exc
+        except trio.TooSlowError as exc:
+            raise AttemptFailedError("unreachable", f"no connection within {DIAL_WAIT_S:g} s") from exc
+        async with stream:
+            return await job.buy(stream, terms)
+
+    async def _agree(self, job: RequesterJob, order: Order, candidate: Candidate) -> Terms:
+        """Raises: AttemptFailedError, TransportError, TooSlowError."""
+        age_ms = self._party.now_ms() - candidate.listing.heard_at_ms
+        is_fresh = age_ms <= STANDING_OFFER_S_MAX * MS_PER_S and candidate.listing.advert.slots_free > 0
+        if order.path == "fast" or (order.path == "auto" and is_fresh):
+            return job.standing_terms()
+        with trio.fail_after(DIAL_WAIT_S):
+            stream = await self._network.open_stream(candidate.peer_id, QUOTE_PROTOCOL)
+        async with stream:
+            return await job.ask(stream)
+
+
+def _refusal(code: str, message: str) -> OrderError:
+    if code == DeclineCode.CONTEXT_EXCEEDED:
+        return PromptTooLongError(message)
+    return JobFailedError(message, code=code)
+
+
+def _nobody(refusals: tuple[PassedOver, ...]) -> OrderError:
+    """Name the failure by what the refusals share: a prompt that fits nowhere is the user's to shorten."""
+    if refusals and all(passed.code == DeclineCode.CONTEXT_EXCEEDED for passed in refusals):
+        return PromptTooLongError(refusals[0].message)
+    return NobodyWillingError(refusals)

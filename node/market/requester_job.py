@@ -1,0 +1,489 @@
+"""One attempt at one provider, from the requester's side: ask, contract, stream, pay, close (spec 03, 05, 07).
+
+The requester recounts everything and trusts nothing it cannot recompute. An attempt ends in ``Finished``, or in an
+``AttemptFailedError`` that says whether the next provider may be asked, and from when.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Literal, TypeAlias
+
+import trio
+
+from node.clock import to_ms
+from node.discovery.directory import Candidate
+from node.errors import LedgerError, StreamLostError
+from node.ledger.entries import ContractRow, Entry
+from node.market.order import Contracted, Finished, JobEvent, Order, Output, PeerFault, Quoted
+from node.market.party import Line, Party
+from node.net.interface import Stream
+from protocol import limits
+from protocol.account import RequesterAccount
+from protocol.advert import PROTOCOL_VERSION
+from protocol.contract import SALT_BYTES, Accept, Cancel, Contract, hash_input
+from protocol.errors import DeclineCode, Reason, RemoteProtocolError
+from protocol.fields import Dtype
+from protocol.framing import EnvelopeFrame, OutputFrame, split_input
+from protocol.identity import peer_id_to_text
+from protocol.offer import Ask, Decline, Quote
+from protocol.price import Prices, price_bound
+from protocol.receipt import Receipt
+from protocol.signed import Signed, SignedMessage
+from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
+from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
+from protocol.voucher import Meter
+
+log = logging.getLogger(__name__)
+
+ANSWER_WAIT_S: Final = 5.0
+FAREWELL_S: Final = 3.0
+"""How long a cancelled job may still take to be told so and paid."""
+VOUCHER_WINDOW_TOKENS: Final = 32
+"""Proposed on the fast path; a provider with a smaller window declines, and can be asked for a quote."""
+PROVIDER_WINDOW_TOKENS_MAX: Final = 65_536
+
+CancelCode: TypeAlias = Literal["user", "meter", "deadline"]
+_BREAK_OFF_EVENTS: Final = {
+    "user": RequesterEvent.USER_CANCELLED,
+    "deadline": RequesterEvent.USER_CANCELLED,
+    "meter": RequesterEvent.RULE_BROKEN,
+}
+
+Emit: TypeAlias = Callable[[JobEvent], Awaitable[None]]
+
+
+class AttemptFailedError(Exception):
+    """This provider did not answer the order. Nothing is wrong with us."""
+
+    def __init__(self, code: DeclineCode | PeerFault, message: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.code = code
+        self.wait_s = wait_s
+        """An offer of ours may still be open for so long: no second contract before that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a contract will say, from a quote or from an advert's standing offer."""
+
+    answers: MessageId
+    dtype: Dtype
+    prices: Prices
+    price_max: Microcredits
+    credit: int
+    voucher_window_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Purchase:
+    """An order made exact: what every attempt at it shares."""
+
+    order: Order
+    job_id: JobId
+    data: bytes
+    """The encoded input."""
+    tokens_in_max: int
+    price_max: Microcredits
+    ends_at: float
+    """In trio time."""
+
+
+class RequesterJob:
+    """Buys one job from one provider. Use it once."""
+
+    def __init__(self, party: Party, purchase: Purchase, candidate: Candidate, *, emit: Emit) -> None:
+        self._party = party
+        self._purchase = purchase
+        self._candidate = candidate
+        self._emit = emit
+        self.state = RequesterState.IDLE
+        self.contract: Signed[Contract] | None = None
+        self._quote: Signed[Quote] | None = None
+        self._account: RequesterAccount | None = None
+        self._salt = b""
+        self._tokens_in = 0
+        self._sent_at = 0.0
+        self._first_token_ms = 0
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._candidate.peer_id
+
+    @property
+    def model_name(self) -> str:
+        return self._candidate.offer.name
+
+    @property
+    def job_id(self) -> JobId:
+        return self._purchase.job_id
+
+    @property
+    def tokens_out(self) -> int:
+        return 0 if self._account is None else self._account.delivered.tokens
+
+    # Terms.
+
+    async def ask(self, stream: Stream) -> Terms:
+        """Return the terms of a binding quote. Raises: AttemptFailedError, LedgerError."""
+        line = Line(stream, self._party)
+        try:
+            with trio.fail_after(ANSWER_WAIT_S):
+                ask = self._party.sign(self._make_ask())
+                await self._party.ledger.post(self._entry(ask, None))
+                self._move(RequesterEvent.ASK_SENT)
+                await line.tell(ask)
+                await line.finish()
+                answer: Signed[SignedMessage] = await line.hear_untrusted(Quote, Decline)
+                return await self._take_quote(ask, answer)
+        except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
+            raise _failed(exc, "no quote") from exc
+
+    def _make_ask(self) -> Ask:
+        purchase, now_ms = self._purchase, self._party.now_ms()
+        return Ask(
+            job_id=purchase.job_id,
+            provider=self.peer_id,
+            sent_at_ms=now_ms,
+            end_by_ms=now_ms + self._life_ms(),
+            task=self._candidate.offer.task,
+            model_id=self._candidate.offer.model_id,
+            input_bytes=len(purchase.data),
+            tokens_in_max=self._tokens_in_max(),
+            tokens_out_max=purchase.order.tokens_out_max,
+            price_max=purchase.price_max,
+        )
+
+    async def _take_quote(self, ask: Signed[Ask], answer: Signed[SignedMessage]) -> Terms:
+        match answer.message:
+            case Decline() as decline if decline.refers_to == ask.message_id:
+                self._move(RequesterEvent.DECLINE_CAME)
+                raise AttemptFailedError(decline.code, decline.message)
+            case Quote() as quote if quote.ask_id == ask.message_id:
+                pass
+            case _:
+                raise RemoteProtocolError("the answer is to another ask", reason=Reason.MEANING)
+        bound = self._bound(quote.prices)
+        if bound > self._purchase.price_max or quote.voucher_window_tokens > PROVIDER_WINDOW_TOKENS_MAX:
+            raise AttemptFailedError(
+                DeclineCode.PRICE, f"quoted up to {bound} µc, at most {self._purchase.price_max} may be paid"
+            )
+        self._move(RequesterEvent.QUOTE_CAME)
+        self._quote = Signed(quote, answer.envelope)
+        await self._emit(Quoted(peer_id=self.peer_id, price_max_microcredits=bound, queue_ms=quote.first_token_ms))
+        return Terms(
+            answers=answer.message_id,
+            dtype=quote.dtype,
+            prices=quote.prices,
+            price_max=bound,
+            credit=quote.credit,
+            voucher_window_tokens=quote.voucher_window_tokens,
+        )
+
+    def standing_terms(self) -> Terms:
+        """Return the terms of the advert's standing offer. Raises: AttemptFailedError (it costs too much)."""
+        listing, offer = self._candidate.listing, self._candidate.offer
+        bound = self._bound(offer.prices)
+        if bound > self._purchase.price_max:
+            raise AttemptFailedError(
+                DeclineCode.PRICE, f"may cost {bound} µc, at most {self._purchase.price_max} may be paid"
+            )
+        self._move(RequesterEvent.OFFER_TAKEN)
+        return Terms(
+            answers=listing.signed.message_id,
+            dtype=offer.dtype,
+            prices=offer.prices,
+            price_max=bound,
+            credit=min(bound, listing.advert.credit),
+            voucher_window_tokens=VOUCHER_WINDOW_TOKENS,
+        )
+
+    # The contract.
+
+    async def buy(self, stream: Stream, terms: Terms) -> Finished:
+        """Contract, receive, pay and close.
+
+        Cancelling tells the provider so, takes its receipt and pays what it had metered, within ``FAREWELL_S``.
+
+        Raises: AttemptFailedError, LedgerError.
+        """
+        line = Line(stream, self._party)
+        try:
+            await self._offer(line, terms)
+            await self._await_accept(line)
+            return await self._receive(line)
+        except RemoteProtocolError as exc:
+            await self._break_off(line, "meter")
+            raise _failed(exc, "broke the protocol") from exc
+        except (StreamLostError, trio.TooSlowError) as exc:
+            silent = isinstance(exc, trio.TooSlowError)
+            wait_s = await self._lose(RequesterEvent.PROVIDER_SILENT if silent else RequesterEvent.STREAM_LOST)
+            raise _failed(exc, "no sign of life", wait_s=wait_s) from exc
+        except AttemptFailedError:
+            raise
+        except BaseException:
+            # Cancelled, or the reader of the answer is gone: the provider must not work on for nobody.
+            overdue = trio.current_time() >= self._purchase.ends_at
+            with trio.CancelScope(shield=True), trio.move_on_after(FAREWELL_S):
+                await self._break_off(line, "deadline" if overdue else "user")
+            raise
+
+    async def _offer(self, line: Line, terms: Terms) -> None:
+        self._salt = self._party.entropy(SALT_BYTES)
+        contract = self._party.sign(self._make_contract(terms))
+        self.contract = contract
+        self._move(RequesterEvent.CONTRACT_SENT)
+        await self._store(*([self._quote] if self._quote is not None else []), contract)
+        self._sent_at = trio.current_time()
+        await line.tell(contract)
+        for frame in split_input(self._salt, self._purchase.data):
+            await line.send(frame)
+
+    def _make_contract(self, terms: Terms) -> Contract:
+        purchase, now_ms, life_ms = self._purchase, self._party.now_ms(), self._life_ms()
+        return Contract(
+            version=PROTOCOL_VERSION,
+            job_id=purchase.job_id,
+            requester=self._party.peer_id,
+            provider=self.peer_id,
+            answers=terms.answers,
+            made_at_ms=now_ms,
+            accept_by_ms=now_ms + min(limits.ACCEPT_WAIT_MS_MAX, life_ms),
+            start_by_ms=now_ms + max(life_ms // 2, min(limits.ACCEPT_WAIT_MS_MAX, life_ms)),
+            end_by_ms=now_ms + life_ms,
+            task=self._candidate.offer.task,
+            model_id=self._candidate.offer.model_id,
+            dtype=terms.dtype,
+            sampling=purchase.order.sampling,
+            input_hash=hash_input(self._salt, purchase.data),
+            input_bytes=len(purchase.data),
+            tokens_in_max=self._tokens_in_max(),
+            tokens_out_max=purchase.order.tokens_out_max,
+            prices=terms.prices,
+            price_max=terms.price_max,
+            credit=terms.credit,
+            voucher_window_tokens=terms.voucher_window_tokens,
+        )
+
+    async def _await_accept(self, line: Line) -> None:
+        contract = self._contract()
+        wait_ms = contract.message.accept_by_ms - contract.message.made_at_ms
+        with trio.fail_after(wait_ms / MS_PER_S):
+            answer: Signed[SignedMessage] = await line.hear_untrusted(Accept, Decline)
+        match answer.message:
+            case Decline() as decline if decline.refers_to == contract.message_id:
+                self._move(RequesterEvent.DECLINE_CAME)
+                await self._store(answer)
+                raise AttemptFailedError(decline.code, decline.message)
+            case Accept() as accept if accept.contract_id == contract.message_id:
+                pass
+            case _:
+                raise RemoteProtocolError("the answer is to another contract", reason=Reason.MEANING)
+        if accept.tokens_in > contract.message.tokens_in_max:
+            raise RemoteProtocolError(
+                f"accept: {accept.tokens_in} tokens in, {contract.message.tokens_in_max} agreed",
+                reason=Reason.MEANING,
+            )
+        self._tokens_in = accept.tokens_in
+        self._account = RequesterAccount(
+            contract.message_id, contract.message, salt=self._salt, tokens_in=accept.tokens_in
+        )
+        self._move(RequesterEvent.ACCEPT_CAME)
+        await self._store(answer)
+        await self._emit(
+            Contracted(
+                peer_id=self.peer_id,
+                contract_id=contract.message_id,
+                price_max_microcredits=Microcredits(contract.message.price_max),
+                tokens_in=accept.tokens_in,
+            )
+        )
+
+    # The answer.
+
+    async def _receive(self, line: Line) -> Finished:
+        """Return once the receipt of a complete answer is checked and closed."""
+        while True:
+            with trio.fail_at(min(trio.current_time() + limits.SILENCE_MS_MAX / MS_PER_S, self._state_ends_at())):
+                frame = await line.receive_untrusted()
+            match frame:
+                case OutputFrame(sequence, data):
+                    await self._take_output(sequence, data)
+                case EnvelopeFrame():
+                    signed: Signed[SignedMessage] = line.read_untrusted(frame, Meter, Receipt)
+                    if isinstance(signed.message, Meter):
+                        await self._pay(line, signed.message, signed)
+                    elif isinstance(signed.message, Receipt):
+                        return await self._close(line, signed.message, signed)
+                case None:
+                    raise StreamLostError("the provider ended the stream without a receipt")
+                case _:
+                    pass
+
+    def _state_ends_at(self) -> float:
+        """Return when the present state's own timer fires, in trio time: a little after the provider's."""
+        terms = self._contract().message
+        by_ms = terms.start_by_ms if self.state is RequesterState.FORMED else terms.end_by_ms
+        return self._sent_at + (by_ms - terms.made_at_ms) / MS_PER_S + FAREWELL_S
+
+    async def _take_output(self, sequence: int, data: bytes) -> None:
+        output = self._running_account().output_untrusted(sequence, data)
+        if self.state is RequesterState.FORMED:
+            self._move(RequesterEvent.OUTPUT_CAME)
+            self._first_token_ms = self._elapsed_ms()
+        await self._emit(Output(tokens=output.tokens, text=output.text))
+
+    async def _pay(self, line: Line, meter: Meter, signed: Signed[SignedMessage]) -> None:
+        voucher = self._party.sign(self._running_account().meter_untrusted(meter, self._elapsed_ms()))
+        await self._store(signed, voucher)
+        await line.tell(voucher)
+
+    async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> Finished:
+        """Check the receipt, close the contract, and return or raise by what it says."""
+        account = self._running_account()
+        account.receipt_untrusted(receipt)
+        self._move(RequesterEvent.RECEIPT_CAME)
+        closing = self._party.sign(account.closing(signed.message_id, receipt.status))
+        self._move(RequesterEvent.RECEIPT_HOLDS)
+        await self._store(signed, closing)
+        await line.tell(closing)
+        await line.finish()
+        if receipt.status != "complete" or account.delivered.finish is None:
+            raise AttemptFailedError("failed", f"the provider ended the job: {receipt.status}")
+        return Finished(
+            job_id=self.job_id,
+            peer_id=self.peer_id,
+            contract_id=self._contract().message_id,
+            receipt_id=signed.message_id,
+            finish=account.delivered.finish,
+            tokens_in=self._tokens_in,
+            tokens_out=account.delivered.tokens,
+            cost_microcredits=account.promised,
+            first_token_ms=self._first_token_ms,
+            duration_ms=self._elapsed_ms(),
+        )
+
+    # Early ends.
+
+    async def _lose(self, event: RequesterEvent) -> float:
+        """Give up on a silent provider; return for how many seconds our offer may still be taken."""
+        wait_s = 0.0
+        if self.state is RequesterState.OFFERED:
+            event = RequesterEvent.ANSWER_OVERDUE
+            terms = self._contract().message
+            open_s = (terms.accept_by_ms - terms.made_at_ms) / MS_PER_S
+            wait_s = max(self._sent_at + open_s - trio.current_time(), 0.0)
+        if not is_final(self.state):
+            self._move(event)
+            await self._store()
+        return wait_s
+
+    async def _break_off(self, line: Line, code: CancelCode) -> None:
+        """Cancel a formed contract and, unless the provider cheats, take its receipt and pay what it metered."""
+        if is_final(self.state) or self.contract is None:
+            return
+        had_account = self._account is not None
+        self._move(_BREAK_OFF_EVENTS[code])
+        try:
+            if self._account is None or not had_account:
+                await self._store()
+                return
+            cancel = self._party.sign(
+                Cancel(contract_id=self.contract.message_id, code=code, meter=self._account.meters)
+            )
+            await self._store(cancel)
+            await line.tell(cancel)
+            if code != "meter":
+                await self._take_leave(line)
+            await line.finish()
+        except (StreamLostError, RemoteProtocolError, LedgerError) as exc:
+            log.info(
+                "cancelled without a receipt",
+                extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)},
+            )
+
+    async def _take_leave(self, line: Line) -> None:
+        account = self._running_account()
+        while (frame := await line.receive_untrusted()) is not None:
+            match frame:
+                case OutputFrame(sequence, data):
+                    account.output_untrusted(sequence, data)
+                case EnvelopeFrame():
+                    signed: Signed[SignedMessage] = line.read_untrusted(frame, Meter, Receipt)
+                    if isinstance(signed.message, Meter):
+                        await self._pay(line, signed.message, signed)
+                    elif isinstance(signed.message, Receipt):
+                        account.receipt_untrusted(signed.message)
+                        closing = self._party.sign(account.closing(signed.message_id, signed.message.status))
+                        await self._store(signed, closing)
+                        await line.tell(closing)
+                        return
+                case _:
+                    pass
+
+    # Small things.
+
+    def _bound(self, prices: Prices) -> Microcredits:
+        return price_bound(
+            prices,
+            tokens_in_max=self._tokens_in_max(),
+            tokens_out_max=self._purchase.order.tokens_out_max,
+            duration_ms_max=self._life_ms(),
+        )
+
+    def _tokens_in_max(self) -> int:
+        return max(min(self._purchase.tokens_in_max, self._candidate.offer.context_tokens), 1)
+
+    def _life_ms(self) -> int:
+        left_ms = to_ms(self._purchase.ends_at - trio.current_time())
+        return min(max(left_ms, 1), limits.JOB_LIFE_MS_MAX)
+
+    def _elapsed_ms(self) -> int:
+        return to_ms(trio.current_time() - self._sent_at)
+
+    def _contract(self) -> Signed[Contract]:
+        assert self.contract is not None
+        return self.contract
+
+    def _running_account(self) -> RequesterAccount:
+        assert self._account is not None
+        return self._account
+
+    def _move(self, event: RequesterEvent) -> None:
+        self.state = advance_requester(self.state, event)
+
+    def _entry(self, signed: Signed[SignedMessage], contract_id: MessageId | None) -> Entry:
+        return self._party.entry(signed, self.job_id, self.peer_id, contract_id=contract_id)
+
+    async def _store(self, *signed: Signed[SignedMessage]) -> None:
+        """Write messages and where the contract stands: before anything is sent."""
+        contract = self._contract()
+        entries = [
+            self._entry(it, None if isinstance(it.message, Quote) else contract.message_id) for it in signed
+        ]
+        account = self._account
+        row = ContractRow(
+            contract_id=contract.message_id,
+            job_id=self.job_id,
+            role="requester",
+            peer_id=self.peer_id,
+            model_id=ModelId(contract.message.model_id),
+            model=self.model_name,
+            state=self.state,
+            tokens_in=self._tokens_in,
+            tokens_out=self.tokens_out,
+            metered=account.promised if account is not None else Microcredits(0),
+            vouchered=account.promised if account is not None else Microcredits(0),
+            at_ms=UnixMs(contract.message.made_at_ms),
+        )
+        await self._party.ledger.post(*entries, row=row)
+
+
+def _failed(exc: Exception, what: str, *, wait_s: float = 0.0) -> AttemptFailedError:
+    match exc:
+        case RemoteProtocolError():
+            return AttemptFailedError("broke_protocol", f"{what}: {exc}", wait_s=wait_s)
+        case trio.TooSlowError():
+            return AttemptFailedError("silent", f"{what} in time", wait_s=wait_s)
+        case _:
+            return AttemptFailedError("unreachable", f"{what}: {exc}", wait_s=wait_s)
