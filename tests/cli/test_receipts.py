@@ -8,7 +8,9 @@ import pytest
 from node.keystore import Ed25519Signer
 from protocol.envelope import seal
 from protocol.units import NetworkId
+from scripts.spec.examples import NETWORK
 from tests.cli.fakes import PEER, FakeDaemon, souk
+from tests.protocol.fakes import sealed
 
 RECEIPT = {
     "contract_id": "c0ffee" + "00" * 29, "job_id": "aa", "role": "requester", "peer_id": PEER, "model": "smol",
@@ -68,3 +70,35 @@ def test_verify_ends_with_1_when_a_bundle_holds_no_contract(monkeypatch: pytest.
 def test_verify_needs_a_file() -> None:
     ran = souk("receipts", "verify", "/nonexistent")
     assert ran.code == 1 and "cannot be read" in ran.err
+
+
+def signed_bundle() -> dict[str, object]:
+    """Return a contract that two parties signed; no work was done yet."""
+    envelopes = {kind: sealed(kind).envelope.raw.hex() for kind in ("contract", "accept")}
+    messages = [{"type": kind, "envelope": envelope} for kind, envelope in envelopes.items()]
+    return {"network": NETWORK.hex(), "messages": messages}
+
+
+def test_verify_ends_with_0_and_says_what_is_proved_when_a_bundle_holds(tmp_path: Path) -> None:
+    path = tmp_path / "bundle.json"
+    path.write_text(json.dumps(signed_bundle()))
+    ran = souk("receipts", "verify", str(path))
+    assert ran.code == 0
+    assert "✓" in ran.out and "signed no receipt" in ran.out
+    found = souk("receipts", "verify", str(path), "-o", "json").json()
+    assert found["valid"] and found["provider"].startswith("12D3KooW") and found["contract_id"] in ran.out
+
+
+def test_verify_ends_with_1_when_one_bit_of_a_signature_is_another(tmp_path: Path) -> None:
+    text = json.dumps(signed_bundle())
+    at = text.rindex('"}') - 1
+    path = tmp_path / "bundle.json"
+    path.write_text(text[:at] + ("0" if text[at] != "0" else "1") + text[at + 1 :])
+    ran = souk("receipts", "verify", str(path))
+    assert ran.code == 1 and "✗ not valid: the signature" in ran.out
+
+
+def test_show_describes_each_message_for_people(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/receipts/c0ffee", {"schema": 1, "bundle": signed_bundle()})
+    out = souk("receipts", "show", "c0ffee").out
+    assert '"signature": "valid"' in out and "price_max" in out

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.fakes import souk
+from tests.protocol.fakes import sealed
 
 
 def test_decode_says_why_a_message_is_refused() -> None:
@@ -32,3 +33,9 @@ def test_decode_refuses_json_that_is_no_bundle(tmp_path: Path, text: str) -> Non
     path.write_text(text)
     ran = souk("wire", "decode", str(path))
     assert ran.code == 1 and "no bundle" in ran.err
+
+
+def test_decode_shows_a_message_and_judges_its_signature() -> None:
+    ran = souk("wire", "decode", sealed("contract").envelope.raw.hex())
+    assert ran.code == 0
+    assert json.loads(ran.out)["signature"] == "valid" and json.loads(ran.out)["type"] == "contract"
