@@ -86,7 +86,7 @@ def _buy(options: Globals, network: "Network", prompt: str, *, model: str | None
         raise CliError(refusal_text(exc), exc.code) from exc
     if as_text:
         print(flush=True)
-    proof = _check(daemon, answer)
+    proof = check_receipt(daemon, answer)
     if as_text:
         note(options, _summary(network, answer, proof))
     else:
@@ -108,7 +108,7 @@ def wait_for_model(daemon: Daemon, wanted: str | None, now: Callable[[], float])
     raise CliError(f"the buyer heard of no {wanted or 'model'} at its peers in {HEARD_S:.0f} s")
 
 
-def _check(daemon: Daemon, answer: Answer) -> dict[str, Any]:  # a JSON object: the verdict
+def check_receipt(daemon: Daemon, answer: Answer) -> dict[str, Any]:  # a JSON object: the verdict
     """Return the proof of what was paid, from the signed messages alone.
 
     Raises:
