@@ -79,6 +79,7 @@ class ProviderAccount:
         self.vouchered = Microcredits(0)
         self._vouchers = 0
         self._tokens_metered = 0
+        self._sums: list[Microcredits] = []
 
     def output(self, output: GenerateOutput) -> tuple[int, bytes]:
         """Count an output and return (sequence, payload) of its frame.
@@ -112,6 +113,7 @@ class ProviderAccount:
         """Return the next meter: to be stored, then sent."""
         self.metered = self.delivered.cost(self._tokens_in, duration_ms)
         self.meters += 1
+        self._sums.append(self.metered)
         self._tokens_metered = self.delivered.tokens
         return Meter(
             contract_id=self._id,
@@ -137,9 +139,14 @@ class ProviderAccount:
                 f"voucher {voucher.number} pays {voucher.cumulative}, below the {self.vouchered} already promised",
                 reason=Reason.MEANING,
             )
-        if voucher.cumulative > self.metered or voucher.meter > self.meters:
+        if voucher.meter > self.meters:
             raise RemoteProtocolError(
-                f"voucher {voucher.number} pays {voucher.cumulative}, above the {self.metered} metered",
+                f"voucher {voucher.number} names meter {voucher.meter} of {self.meters}", reason=Reason.MEANING
+            )
+        # Against the meter it names, not the latest: nobody else could follow it in a bundle.
+        if voucher.cumulative > (metered := self._sums[voucher.meter - 1]):
+            raise RemoteProtocolError(
+                f"voucher {voucher.number} pays {voucher.cumulative}, above the {metered} of its meter",
                 reason=Reason.MEANING,
             )
         self.vouchered = Microcredits(voucher.cumulative)
@@ -189,6 +196,7 @@ class RequesterAccount:
         self._vouchers = 0
         self._tokens_metered = 0
         self._duration_ms = 0
+        self._final = False
 
     def output_untrusted(self, sequence: int, data: bytes) -> GenerateOutput:
         """Count and return one output frame; raises nothing but ``RemoteProtocolError``."""
@@ -196,6 +204,8 @@ class RequesterAccount:
             raise RemoteProtocolError(
                 f"output frame {sequence}: {self.delivered.frames} is next", reason=Reason.ORDER
             )
+        if self._final:
+            raise RemoteProtocolError("output after the final meter", reason=Reason.ORDER)
         output = decode_output_untrusted(data)
         unmetered_max = self._contract.voucher_window_tokens + limits.OUTPUT_TOKENS_PER_FRAME_MAX
         if self.delivered.tokens - self._tokens_metered + len(output.tokens) > unmetered_max:
@@ -217,6 +227,8 @@ class RequesterAccount:
             raise RemoteProtocolError(
                 f"meter {meter.number}: number {self.meters + 1} is next", reason=Reason.ORDER
             )
+        if self._final:
+            raise RemoteProtocolError("a meter after the final one", reason=Reason.ORDER)
         self._compare("meter", meter.tokens_in, meter.tokens_out, meter.output_hash)
         if not self._duration_ms <= meter.duration_ms <= elapsed_ms + DURATION_SLACK_MS:
             raise RemoteProtocolError(
@@ -230,6 +242,7 @@ class RequesterAccount:
         self.meters = meter.number
         self._tokens_metered = meter.tokens_out
         self._duration_ms = meter.duration_ms
+        self._final = meter.final
         self._vouchers += 1
         self.promised = owed
         return Voucher(contract_id=self._id, number=self._vouchers, cumulative=owed, meter=meter.number)

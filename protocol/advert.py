@@ -35,7 +35,7 @@ PROTOCOL_VERSION: Final = 1
 class DeviceClaim(Message, frozen=True, kw_only=True):
     """A device as the node measured it at start. Memory is rounded down to whole MiB, free memory to GiB."""
 
-    device: Annotated[str, Meta(pattern=r"^(cuda|cpu)$")]
+    device: Annotated[str, Meta(pattern=r"^(cuda|cpu)\Z")]
     name: Label
     architecture: Label
     memory_total_bytes: Bytes

@@ -14,7 +14,7 @@ from protocol.fields import Bytes, Dtype, Hash, JobKey, Key, Money, SomeTokens, 
 from protocol.price import Prices
 from protocol.signed import Signed, SignedMessage
 from protocol.task import Sampling
-from protocol.units import PeerId, UnixMs
+from protocol.units import MessageId, PeerId, UnixMs
 
 INPUT_DOMAIN: Final = b"souk.input.v1\x00"
 SALT_BYTES: Final = 16
@@ -67,9 +67,25 @@ class Cancel(SignedMessage, frozen=True, kw_only=True):
     kind: ClassVar[str] = "cancel"
 
     contract_id: Hash
-    code: Annotated[str, Meta(pattern=r"^(user|meter|deadline|failed)$")]
+    code: Annotated[str, Meta(pattern=r"^(user|meter|deadline|failed)\Z")]
     meter: Annotated[int, Meta(ge=0, le=1 << 32)]
     """Number of the last meter seen (by the requester) or sent (by the provider); 0 for none."""
+
+
+def check_accept_untrusted(signed: Signed[Accept], *, contract_id: MessageId, contract: Contract) -> None:
+    """Refuse, with ``RemoteProtocolError``, an acceptance that does not form this contract.
+
+    ``accepted_at_ms`` is the provider's own note: a requester judges lateness by its own clock.
+    """
+    if signed.signer != contract.provider:
+        raise RemoteProtocolError("accept: the signer is not the provider", reason=Reason.SIGNER)
+    if signed.message.contract_id != contract_id:
+        raise RemoteProtocolError("accept: for another contract", reason=Reason.MEANING)
+    if signed.message.tokens_in > contract.tokens_in_max:
+        raise RemoteProtocolError(
+            f"accept: {signed.message.tokens_in} tokens in, at most {contract.tokens_in_max} were agreed",
+            reason=Reason.MEANING,
+        )
 
 
 def hash_input(salt: bytes, data: bytes) -> bytes:

@@ -49,6 +49,9 @@ def encode(value: Plain, *, entries_max: int = limits.ENTRIES_MAX) -> bytes:
     except UnicodeEncodeError as exc:
         raise LocalProtocolError("text is not valid UTF-8", reason=Reason.ENCODING) from exc
     assert isinstance(packed, bytes)
+    # Every value takes a byte at least: most messages are too short to hold too many.
+    if len(packed) > limits.VALUES_MAX and _count(value) > limits.VALUES_MAX:
+        raise LocalProtocolError(f"more than {limits.VALUES_MAX} values", reason=Reason.ENCODING)
     return packed
 
 
@@ -95,19 +98,31 @@ def _canonical(value: Plain, depth_left: int, entries_max: int) -> Plain:
     return {key: _canonical(value[key], depth_left - 1, entries_max) for key in sorted(value)}
 
 
+def _count(value: Plain) -> int:
+    """Return how many values are written for ``value``, map keys among them."""
+    if isinstance(value, list):
+        return 1 + sum(_count(item) for item in value)
+    if isinstance(value, dict):
+        return 1 + sum(1 + _count(item) for item in value.values())
+    return 1
+
+
 def _refuse_ext(code: int, _data: bytes) -> Plain:
     raise ValueError(f"extension type {code}")
 
 
 def _scan(data: bytes, entries_max: int) -> None:
-    """Bound depth and entries in one pass, without building anything."""
-    at, end = 0, len(data)
+    """Bound depth, entries and values in one pass, without building anything."""
+    at, end, values = 0, len(data), 0
     open_containers = [1]
     while open_containers:
         if open_containers[-1] == 0:
             open_containers.pop()
             continue
         open_containers[-1] -= 1
+        values += 1
+        if values > limits.VALUES_MAX:
+            raise RemoteProtocolError(f"more than {limits.VALUES_MAX} values", reason=Reason.ENCODING)
         if at >= end:
             raise RemoteProtocolError("bytes end inside a value", reason=Reason.ENCODING)
         skip, children = _header(data, at)

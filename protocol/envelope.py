@@ -18,6 +18,7 @@ from protocol.units import MessageId, NetworkId, PeerId
 VERSION: Final = 1
 SIGNATURE_DOMAIN: Final = b"souk.sig.v1\x00"
 NETWORK_DOMAIN: Final = b"souk.network\x00"
+NETWORK_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +91,9 @@ def network_of_untrusted(raw: bytes) -> NetworkId:
     """Return the network that an envelope names, unverified; raises nothing but ``RemoteProtocolError``."""
     match decode_untrusted(raw, size_max=limits.BODY_BYTES_MAX + limits.ENVELOPE_OVERHEAD_BYTES_MAX):
         case [int(), str(), bytes(net), bytes(), bytes(), bytes()]:
-            return NetworkId(net)
+            if len(net) == NETWORK_BYTES:
+                return NetworkId(net)
+            raise RemoteProtocolError(f"a network id has {NETWORK_BYTES} bytes", reason=Reason.ENVELOPE)
         case _:
             raise RemoteProtocolError("not an envelope of six fields", reason=Reason.ENVELOPE)
 

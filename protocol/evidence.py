@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from protocol import limits
-from protocol.contract import Accept, Contract
+from protocol.contract import Accept, Cancel, Contract, check_accept_untrusted
 from protocol.encoding import Plain, decode_untrusted
-from protocol.envelope import network_of_untrusted
+from protocol.envelope import NETWORK_BYTES, network_of_untrusted
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.messages import MESSAGE_TYPES
 from protocol.price import cost
@@ -63,6 +63,8 @@ def verify_bundle_untrusted(data: bytes) -> Verified:
     try:
         bundle = msgspec.json.decode(data, type=Bundle)
         network = NetworkId(bytes.fromhex(bundle.network))
+        if len(network) != NETWORK_BYTES:
+            raise ValueError(f"a network id has {NETWORK_BYTES} bytes")
         raws = [bytes.fromhex(item.envelope) for item in bundle.messages]
     except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise RemoteProtocolError(f"not a bundle: {exc}", reason=Reason.ENCODING) from exc
@@ -70,7 +72,7 @@ def verify_bundle_untrusted(data: bytes) -> Verified:
     return _judge_untrusted([read_untrusted(raw, network=network, allowed=types) for raw in raws])
 
 
-def describe_untrusted(raw: bytes) -> dict[str, object]:
+def describe_untrusted(raw: bytes) -> dict[str, Readable]:
     """Return an envelope as plain values, bytes as hex; raises nothing but ``RemoteProtocolError``.
 
     The signature is checked under the network that the envelope itself names.
@@ -87,10 +89,8 @@ def describe_untrusted(raw: bytes) -> dict[str, object]:
     }
 
 
-def readable(value: "Plain | Message") -> object:
+def readable(value: Plain) -> Readable:
     """Return ``value`` with bytes as hex, for people and JSON."""
-    if isinstance(value, Message):
-        return readable(to_plain(value))
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list):
@@ -124,18 +124,36 @@ def _judge_untrusted(messages: list[Signed[SignedMessage]]) -> Verified:
     assert isinstance(contract, Contract)
     requester, provider = PeerId(contract.requester), PeerId(contract.provider)
     require_signer_untrusted(contracts[0], requester)
+    _check_company_untrusted(messages, contract_id, contract)
     accepts = _only_untrusted(messages, Accept, provider)
-    if len(accepts) != 1 or accepts[0].message.contract_id != contract_id:
+    if len(accepts) != 1:
         raise _broken("the provider's signature under this contract is missing")
+    check_accept_untrusted(accepts[0], contract_id=contract_id, contract=contract)
     accept = accepts[0].message
     meters = _only_untrusted(messages, Meter, provider)
-    _check_meters_untrusted([item.message for item in meters], contract_id, contract, accept.tokens_in)
+    last = _check_meters_untrusted([item.message for item in meters], contract_id, contract, accept.tokens_in)
     vouchered = _check_vouchers_untrusted(
         [item.message for item in _only_untrusted(messages, Voucher, requester)],
         {item.message.number: item.message.cumulative for item in meters},
         contract_id,
     )
-    receipt, closing = _check_end_untrusted(messages, contract_id, contract, vouchered)
+    receipts = _only_untrusted(messages, Receipt, provider)
+    closings = _only_untrusted(messages, Closing, requester)
+    if len(receipts) > 1 or len(closings) > 1:
+        raise _broken("more than one receipt or closing for one contract")
+    receipt = receipts[0].message if receipts else None
+    closing = closings[0].message if closings else None
+    if receipt is not None:
+        _check_receipt_untrusted(receipt, contract_id, contract, last=last, vouchered=vouchered)
+        if receipt.tokens_in != accept.tokens_in:
+            raise _broken(f"the receipt counts {receipt.tokens_in} tokens in, {accept.tokens_in} were accepted")
+    if closing is not None:
+        if closing.contract_id != contract_id or not receipts or closing.receipt_id != receipts[0].message_id:
+            raise _broken("the closing is for another contract or receipt")
+        if closing.cumulative != vouchered:
+            raise _broken(f"the closing says {closing.cumulative} µc, the vouchers {vouchered}")
+        if closing.verdict == "ok" and closing.cumulative != receipts[0].message.cumulative:
+            raise _broken(f"the closing says ok, but not the {receipts[0].message.cumulative} µc of the receipt")
     return Verified(
         contract_id=contract_id,
         contract=contract,
@@ -149,11 +167,29 @@ def _judge_untrusted(messages: list[Signed[SignedMessage]]) -> Verified:
     )
 
 
+def _check_company_untrusted(
+    messages: list[Signed[SignedMessage]], contract_id: MessageId, contract: Contract
+) -> None:
+    """Refuse, with ``RemoteProtocolError``, what a stranger signed and a cancel of something else."""
+    for item in messages:
+        if item.signer not in (contract.requester, contract.provider):
+            raise _broken(f"{item.envelope.kind}: signed by neither party")
+        if isinstance(item.message, Cancel) and item.message.contract_id != contract_id:
+            raise _broken("the cancel is for another contract")
+
+
 def _check_meters_untrusted(
     meters: list[Meter], contract_id: MessageId, contract: Contract, tokens_in: int
-) -> None:
-    """Recompute every meter's sum; raises nothing but ``RemoteProtocolError``."""
+) -> Meter | None:
+    """Recompute every meter's sum and return the last; raises nothing but ``RemoteProtocolError``."""
+    last: Meter | None = None
     for number, meter in enumerate(meters, start=1):
+        if meter.contract_id != contract_id or meter.number != number or meter.tokens_in != tokens_in:
+            raise _broken(f"meter {meter.number} does not belong at place {number}")
+        if meter.tokens_out > contract.tokens_out_max:
+            raise _broken(
+                f"meter {number} counts {meter.tokens_out} tokens, {contract.tokens_out_max} were agreed"
+            )
         owed = cost(
             contract.prices,
             tokens_in=tokens_in,
@@ -161,10 +197,14 @@ def _check_meters_untrusted(
             duration_ms=meter.duration_ms,
             price_max=contract.price_max,
         )
-        if meter.contract_id != contract_id or meter.number != number or meter.tokens_in != tokens_in:
-            raise _broken(f"meter {meter.number} does not belong at place {number}")
         if meter.cumulative != owed:
             raise _broken(f"meter {number} says {meter.cumulative} µc, the contract's prices give {owed}")
+        if last is not None and (
+            last.final or meter.tokens_out < last.tokens_out or meter.duration_ms < last.duration_ms
+        ):
+            raise _broken(f"meter {number} takes back what meter {last.number} said")
+        last = meter
+    return last
 
 
 def _check_vouchers_untrusted(vouchers: list[Voucher], metered: dict[int, int], contract_id: MessageId) -> int:
@@ -179,27 +219,28 @@ def _check_vouchers_untrusted(vouchers: list[Voucher], metered: dict[int, int], 
     return promised
 
 
-def _check_end_untrusted(
-    messages: list[Signed[SignedMessage]], contract_id: MessageId, contract: Contract, vouchered: int
-) -> tuple[Receipt | None, Closing | None]:
-    """Return receipt and closing, checked; raises nothing but ``RemoteProtocolError``."""
-    receipts = _only_untrusted(messages, Receipt, PeerId(contract.provider))
-    closings = _only_untrusted(messages, Closing, PeerId(contract.requester))
-    if len(receipts) > 1 or len(closings) > 1:
-        raise _broken("more than one receipt or closing for one contract")
-    receipt = receipts[0].message if receipts else None
-    if receipt is not None and (receipt.contract_id != contract_id or receipt.model_id != contract.model_id):
+def _check_receipt_untrusted(
+    receipt: Receipt, contract_id: MessageId, contract: Contract, *, last: Meter | None, vouchered: int
+) -> None:
+    """Check a receipt against the last meter and the vouchers; raises nothing but ``RemoteProtocolError``."""
+    if receipt.contract_id != contract_id or receipt.model_id != contract.model_id:
         raise _broken("the receipt is for another contract or model")
-    if receipt is not None and receipt.status == "complete" and receipt.cumulative != vouchered:
-        raise _broken(f"the receipt says {receipt.cumulative} µc, the vouchers {vouchered}")
-    if not closings:
-        return receipt, None
-    closing = closings[0].message
-    if closing.contract_id != contract_id or not receipts or closing.receipt_id != receipts[0].message_id:
-        raise _broken("the closing is for another contract or receipt")
-    if closing.cumulative != vouchered:
-        raise _broken(f"the closing says {closing.cumulative} µc, the vouchers {vouchered}")
-    return receipt, closing
+    metered, tokens = (last.cumulative, last.tokens_out) if last is not None else (0, 0)
+    if not tokens <= receipt.tokens_out <= contract.tokens_out_max:
+        raise _broken(f"the receipt counts {receipt.tokens_out} tokens out, {tokens} were metered")
+    # A failed job is billed what a voucher covers, a partial one what was metered.
+    billable = vouchered if receipt.status == "failed" else metered
+    if receipt.cumulative > billable:
+        raise _broken(f"the receipt says {receipt.cumulative} µc, at most {billable} can be billed")
+    if receipt.status != "complete":
+        return
+    # Against the meter, not the vouchers: a provider that was not paid in full must be able to show it.
+    if receipt.cumulative != metered:
+        raise _broken(f"the receipt says {receipt.cumulative} µc, the last meter {metered}")
+    if last is None or (receipt.tokens_out, receipt.output_hash) != (last.tokens_out, last.output_hash):
+        raise _broken("the receipt is for other output than the last meter")
+    if receipt.finish is None:
+        raise _broken("the receipt is complete, but does not say why the answer ended")
 
 
 def _broken(message: str) -> RemoteProtocolError:

@@ -21,7 +21,8 @@ Tokens: TypeAlias = Annotated[int, Meta(ge=0, le=limits.TOKENS_MAX)]
 SomeTokens: TypeAlias = Annotated[int, Meta(ge=1, le=limits.TOKENS_MAX)]
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 53)]
 
-Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+# \Z, not $: in Python "$" also matches before a newline at the end.
+Name: TypeAlias = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}\Z")]
 """What a person calls a model: looked up, never joined to a path."""
 
 Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]

@@ -69,4 +69,8 @@ def peer_id_from_text_untrusted(text: str) -> PeerId:
         raise RemoteProtocolError("a peer id is base58 text", reason=Reason.SIGNER) from exc
     if not raw.startswith(_PEER_ID_PREFIX):
         raise RemoteProtocolError("only Ed25519 peer ids are spoken to", reason=Reason.SIGNER)
-    return check_key_untrusted(raw[len(_PEER_ID_PREFIX) :])
+    peer_id = check_key_untrusted(raw[len(_PEER_ID_PREFIX) :])
+    # The base58 library drops white space at the end: one peer would have several names.
+    if peer_id_to_text(peer_id) != text:
+        raise RemoteProtocolError("not a peer id in its one form", reason=Reason.SIGNER)
+    return peer_id

@@ -4,14 +4,20 @@ A message is a frozen ``msgspec.Struct`` whose fields carry their bounds. Decodi
 no unknown keys, except those that start with ``x_``, which are kept in the bytes and ignored here.
 """
 
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from protocol.encoding import Plain
 from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 
-EXTENSION_PREFIX = "x_"
+EXTENSION_PREFIX: Final = "x_"
+
+# How the library begins the messages that quote the peer, and what is said instead.
+_TEXTS_WITH_VALUES: Final = {
+    "Invalid enum value": "a value outside the closed list",
+    "Object contains unknown field": "a field that is not in the schema",
+}
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -43,8 +49,16 @@ def to_message_untrusted(value: Plain, kind: type[M]) -> M:
     try:
         return msgspec.convert(_without_extensions(value), kind, strict=True, builtin_types=(bytes,))
     except (msgspec.ValidationError, ValueError, RecursionError) as exc:
-        # The library's text names the path and the type, never the value: no payload reaches a log.
-        raise RemoteProtocolError(f"{kind.__name__}: {exc}", reason=Reason.SCHEMA) from exc
+        raise RemoteProtocolError(f"{kind.__name__}: {_without_values(str(exc))}", reason=Reason.SCHEMA) from exc
+
+
+def _without_values(text: str) -> str:
+    """Keep the path and drop what the peer wrote: no payload reaches a log."""
+    for start, instead in _TEXTS_WITH_VALUES.items():
+        if text.startswith(start):
+            _, _, path = text.rpartition(" - at `")
+            return f"{instead} - at `{path}" if " - at `" in text else instead
+    return text
 
 
 def _plain(value: Any) -> Plain:  # Any: a field's value, whatever its type; checked by the caller's convert
@@ -62,9 +76,11 @@ def _plain(value: Any) -> Plain:  # Any: a field's value, whatever its type; che
 
 def _without_extensions(value: Plain) -> Plain:
     if isinstance(value, dict):
-        return {
-            key: _without_extensions(item) for key, item in value.items() if not key.startswith(EXTENSION_PREFIX)
-        }
+        kept = {key: item for key, item in value.items() if not key.startswith(EXTENSION_PREFIX)}
+        # A field without a value is left out; nil would be a second way to write the same message.
+        if None in kept.values():
+            raise RemoteProtocolError("nil where a field is to be left out", reason=Reason.SCHEMA)
+        return {key: _without_extensions(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [_without_extensions(item) for item in value]
     return value
