@@ -5,7 +5,7 @@ A bundle is JSON, so that people can mail it: ``{"network": hex, "messages": [{"
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -18,13 +18,15 @@ from protocol.errors import Reason, RemoteProtocolError
 from protocol.messages import MESSAGE_TYPES
 from protocol.price import cost
 from protocol.receipt import Closing, Receipt
-from protocol.schema import Message, to_plain
 from protocol.signed import Signed, SignedMessage, body_untrusted, read_untrusted, require_signer_untrusted
 from protocol.units import MessageId, NetworkId, PeerId, UnixMs
 from protocol.voucher import Meter, Voucher
 
 BUNDLE_BYTES_MAX: Final = 16 * 1024 * limits.KIB
 MESSAGES_MAX: Final = 16_384
+
+
+Readable: TypeAlias = "bool | int | str | list[Readable] | dict[str, Readable] | None"
 
 
 class BundleMessage(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,7 +74,7 @@ class Control:
         return json_response(ReadyAnswer(ready=is_ready, checks=checks), status=200 if is_ready else 503)
 
     async def status(self, _request: Request) -> Response:
-        return json_response(self._view.status())
+        return json_response(await self._view.status())
 
     async def peers(self, _request: Request) -> Response:
         return json_response(PeersAnswer(peers=tuple(self._view.peers())))

@@ -38,7 +38,8 @@ class Market(Protocol):
 class View(Protocol):
     """The daemon's facts as plain data; everything but the ledger's is at hand at once."""
 
-    def status(self) -> StatusView: ...
+    async def status(self) -> StatusView:
+        """Raises: LedgerError."""
 
     def peers(self) -> Sequence[PeerView]: ...
 

@@ -126,7 +126,7 @@ class FixedView:
     limits: list[int] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
 
-    def status(self) -> StatusView:
+    async def status(self) -> StatusView:
         return StatusView(
             name="gpu-1",
             peer_id=PEER_TEXT,

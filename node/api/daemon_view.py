@@ -1,0 +1,274 @@
+"""The API's view of a running daemon: gathers facts from the rooms and puts them into ``views.py``'s forms."""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from node.api.views import (
+    BundleMessage,
+    BundleView,
+    DeviceView,
+    JobCounts,
+    JobView,
+    Json,
+    ModelView,
+    OfferedModelView,
+    PeerView,
+    ReceiptView,
+    StatusView,
+)
+from node.config import Config
+from node.discovery.directory import Directory, Listing
+from node.execution.interface import DeviceReport, Executor
+from node.market.admission import Admission
+from node.market.party import Party
+from node.market.provider import Provider
+from node.market.requester import Requester
+from node.net.interface import Network
+from protocol.advert import Advert, DeviceClaim, Offer
+from protocol.evidence import Readable, readable
+from protocol.identity import peer_id_to_text
+from protocol.schema import to_plain
+from protocol.signed import Signed
+from protocol.units import PeerId
+
+MILLI: Final = 1_000
+STARTING: Final = "starting"
+OK: Final = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rooms:
+    """What the view looks into."""
+
+    config: Config
+    party: Party
+    network: Network
+    directory: Directory
+    executor: Executor
+    admission: Admission
+    provider: Provider
+    requester: Requester
+    own_advert: Callable[[], Signed[Advert] | None]
+
+
+class DaemonView:
+    """Implements ``node.api.services.View``. ``checks`` is what readiness shows; the daemon fills it in."""
+
+    def __init__(self, rooms: Rooms, *, started_at: float) -> None:
+        """``started_at`` is in trio time."""
+        self._rooms = rooms
+        self._started_at = started_at
+        self.checks: dict[str, str] = {"network": STARTING, "worker": STARTING}
+
+    async def status(self) -> StatusView:
+        rooms = self._rooms
+        totals = await rooms.party.ledger.totals()
+        running = rooms.admission.running
+        return StatusView(
+            name=rooms.config.node.name,
+            peer_id=peer_id_to_text(rooms.party.peer_id),
+            version=importlib.metadata.version("souk"),
+            network=rooms.config.p2p.network,
+            role=rooms.config.node.role,
+            ready=all(check == OK for check in self.checks.values()),
+            uptime_s=trio.current_time() - self._started_at,
+            addresses=rooms.network.addresses,
+            peers_connected=len(rooms.network.connected_peers()),
+            models=tuple(model.name for model in rooms.executor.models()),
+            devices=tuple(self.devices()),
+            jobs=JobCounts(
+                running=min(running, rooms.admission.slots) + len(rooms.requester.jobs),
+                waiting=max(running - rooms.admission.slots, 0),
+            ),
+            earned_microcredits=totals.earned,
+            spent_microcredits=totals.spent,
+        )
+
+    def peers(self) -> Sequence[PeerView]:
+        """Return every peer that is connected or advertises."""
+        now_ms = self._rooms.party.now_ms()
+        connected = self._rooms.network.connected_peers()
+        listed = {listing.peer_id: listing for listing in self._rooms.directory.listings(now_ms)}
+        shown = [_peer(listing, peer in connected, now_ms) for peer, listing in listed.items()]
+        shown += [_stranger(peer_id) for peer_id in connected - listed.keys()]
+        return sorted(shown, key=lambda peer: (peer.name is None, peer.name or "", peer.peer_id))
+
+    def models(self) -> Sequence[ModelView]:
+        """Return each model once, with the lowest prices and the highest speed on offer."""
+        offers: dict[bytes, list[Offer]] = {}
+        for listing in self._rooms.directory.listings(self._rooms.party.now_ms()):
+            for offer in listing.advert.offers:
+                offers.setdefault(offer.model_id, []).append(offer)
+        peers = {model_id: len(found) for model_id, found in offers.items()}
+        own = self._rooms.own_advert()
+        local = {offer.model_id: offer for offer in own.message.offers} if own is not None else {}
+        for model_id, offer in local.items():
+            offers.setdefault(model_id, []).append(offer)
+        return sorted(
+            (
+                ModelView(
+                    name=found[0].name,
+                    model_id=model_id.hex(),
+                    local=model_id in local,
+                    peers=peers.get(model_id, 0),
+                    context_tokens=max(offer.context_tokens for offer in found),
+                    price_in=min(offer.prices.tokens_in for offer in found),
+                    price_out=min(offer.prices.tokens_out for offer in found),
+                    tokens_per_s=max(offer.tokens_per_s_milli for offer in found) / MILLI,
+                )
+                for model_id, found in offers.items()
+            ),
+            key=lambda model: (model.name, model.model_id),
+        )
+
+    def devices(self) -> Sequence[DeviceView]:
+        return [_device(report) for report in self._rooms.executor.devices()]
+
+    def advert(self) -> dict[str, Json] | None:
+        own = self._rooms.own_advert()
+        if own is None:
+            return None
+        return {key: _json(readable(value)) for key, value in to_plain(own.message).items()}
+
+    def jobs(self) -> Sequence[JobView]:
+        """Return what runs now, bought and sold."""
+        sold = [
+            JobView(
+                job_id=job.contract.message.job_id.hex(),
+                contract_id=contract_id.hex(),
+                role="provider",
+                peer_id=peer_id_to_text(job.contract.signer),
+                model=job.model_name,
+                state=str(job.state),
+                tokens_out=job.tokens_out,
+                started_ms=job.accepted_at_ms,
+            )
+            for contract_id, job in self._rooms.provider.jobs.items()
+        ]
+        bought = [
+            JobView(
+                job_id=job_id.hex(),
+                contract_id=None if job.contract is None else job.contract.message_id.hex(),
+                role="requester",
+                peer_id=peer_id_to_text(job.peer_id),
+                model=job.model_name,
+                state=str(job.state),
+                tokens_out=job.tokens_out,
+                started_ms=0 if job.contract is None else job.contract.message.made_at_ms,
+            )
+            for job_id, job in self._rooms.requester.jobs.items()
+        ]
+        return [*sold, *bought]
+
+    def readiness(self) -> dict[str, str]:
+        return dict(self.checks)
+
+    async def receipts(self, limit: int) -> Sequence[ReceiptView]:
+        return [
+            ReceiptView(
+                contract_id=row.contract_id.hex(),
+                job_id=row.job_id.hex(),
+                role=row.role,
+                peer_id=peer_id_to_text(row.peer_id),
+                model=row.model,
+                state=str(row.state),
+                tokens_in=row.tokens_in,
+                tokens_out=row.tokens_out,
+                cost_microcredits=row.vouchered,
+                at_ms=row.at_ms,
+            )
+            for row in await self._rooms.party.ledger.contracts(limit)
+        ]
+
+    async def bundle(self, contract_id_prefix: str) -> BundleView | None:
+        found = await self._rooms.party.ledger.messages(contract_id_prefix)
+        if found is None:
+            return None
+        return BundleView(
+            network=self._rooms.party.network.hex(),
+            messages=tuple(
+                BundleMessage(type=it.kind, sender=it.sender, at_ms=it.at_ms, envelope=it.raw.hex())
+                for it in found[1]
+            ),
+        )
+
+
+def _peer(listing: Listing, connected: bool, now_ms: int) -> PeerView:
+    advert = listing.advert
+    return PeerView(
+        peer_id=peer_id_to_text(listing.peer_id),
+        name=advert.name,
+        connected=connected,
+        advert_age_ms=max(now_ms - listing.heard_at_ms, 0),
+        models=tuple(
+            OfferedModelView(
+                name=offer.name,
+                model_id=offer.model_id.hex(),
+                context_tokens=offer.context_tokens,
+                price_in=offer.prices.tokens_in,
+                price_out=offer.prices.tokens_out,
+                tokens_per_s=offer.tokens_per_s_milli / MILLI,
+            )
+            for offer in advert.offers
+        ),
+        slots_free=advert.slots_free,
+        slots_total=advert.slots_total,
+        queue_ms=advert.queue_ms,
+        devices=tuple(_claim(claim) for claim in advert.devices),
+    )
+
+
+def _stranger(peer_id: PeerId) -> PeerView:
+    """A connected peer that has not advertised: a client, or one that has only just come."""
+    return PeerView(
+        peer_id=peer_id_to_text(peer_id),
+        name=None,
+        connected=True,
+        advert_age_ms=None,
+        slots_free=None,
+        slots_total=None,
+        queue_ms=None,
+    )
+
+
+def _json(value: Readable) -> Json:
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    return value
+
+
+def _device(report: DeviceReport) -> DeviceView:
+    return DeviceView(
+        kind=report.kind,
+        index=report.index,
+        name=report.name,
+        architecture=report.architecture,
+        memory_total_bytes=report.memory_total_bytes,
+        memory_free_bytes=report.memory_free_bytes,
+        dtypes=report.dtypes,
+        driver=report.driver,
+        matmul_gflops=report.matmul_gflops,
+        read_mb_per_s=report.read_mb_per_s,
+    )
+
+
+def _claim(claim: DeviceClaim) -> DeviceView:
+    """Show what a peer says of its device; it tells neither an index nor a driver."""
+    return DeviceView(
+        kind=claim.device,
+        index=0,
+        name=claim.name,
+        architecture=claim.architecture,
+        memory_total_bytes=claim.memory_total_bytes,
+        memory_free_bytes=claim.memory_free_bytes,
+        dtypes=claim.dtypes,
+        driver=None,
+        matmul_gflops=claim.matmul_gflops,
+        read_mb_per_s=claim.read_mb_per_s,
+    )
