@@ -39,6 +39,7 @@ class LibP2pStream:
         self._ended = False
         self._finished = False
         self._broken = False
+        self._cut = False
 
     @property
     def peer_id(self) -> PeerId:
@@ -99,7 +100,7 @@ class LibP2pStream:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        if exc_info[0] is not None or not self._finished or self._broken:
+        if exc_info[0] is not None or not self._finished or self._broken or self._cut:
             await self.reset()
         elif self._ended:
             await self._close()
@@ -119,15 +120,15 @@ class LibP2pStream:
             self._buffer += data
 
     async def _write(self, data: bytes) -> None:
-        if self._broken:
+        if self._broken or self._cut:
             raise self._lost()
-        # Until the write returns, a frame may be cut: then nothing may follow it.
-        self._broken = True
+        # Until the write returns, a frame may be cut: then nothing may follow it. Reading goes on meanwhile.
+        self._cut = True
         try:
             await self._inner.muxed_stream.write(data)
         except BaseLibp2pError as exc:
             raise self._lost() from exc
-        self._broken = False
+        self._cut = False
 
     async def _close(self) -> None:
         with trio.move_on_after(limits.CLOSE_WRITE_S, shield=True):
