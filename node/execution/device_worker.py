@@ -70,11 +70,27 @@ class DeviceSetup:
     silence_s_max: float = SILENCE_S_MAX
 
 
+class Changes:
+    """Tells who waits that what is served has changed."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def announce(self) -> None:
+        """Wake everybody who waits now."""
+        self._event.set()
+        self._event = trio.Event()
+
+    async def wait(self) -> None:
+        """Return at the next announcement."""
+        await self._event.wait()
+
+
 class DeviceWorker:
     """Keeps one device serving."""
 
-    def __init__(self, setup: DeviceSetup) -> None:
-        self._setup = setup
+    def __init__(self, setup: DeviceSetup, changes: Changes) -> None:
+        self._setup, self._changes = setup, changes
         self._measured: dict[ModelId, Measured] = {}
         self._process: WorkerProcess | None = None
         self._announced = False
@@ -107,6 +123,7 @@ class DeviceWorker:
                 await self._live(process, task_status)
             finally:
                 self._process, self.served = None, ()
+                self._changes.announce()
             if trio.current_time() - born > _LIVED_S:
                 failures = 0
             delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
@@ -137,16 +154,17 @@ class DeviceWorker:
             try:
                 with trio.fail_after(START_S_MAX):
                     ready = await nursery.start(process.run)
-                await self._load_all(process, ready)
+                served = await self._load_all(process, ready)
             except (WorkerDiedError, trio.TooSlowError) as exc:
                 log.warning("worker not started", extra={"device": self._setup.choice.name, "cause": str(exc)})
                 nursery.cancel_scope.cancel()
                 return
-            self._process = process
+            self._process, self.served = process, served
+            self._changes.announce()
             self._announce(task_status)
 
-    async def _load_all(self, process: WorkerProcess, ready: Ready) -> None:
-        """Load what fits, in the order of the configuration; a model that fails is logged and left out.
+    async def _load_all(self, process: WorkerProcess, ready: Ready) -> tuple[ServedModel, ...]:
+        """Load what fits, in the order given, and return it; a model that fails is logged and left out.
 
         Raises:
             WorkerDiedError: the worker died meanwhile.
@@ -173,7 +191,7 @@ class DeviceWorker:
         # The rates in the dtype that is served first; a device that serves nothing is not measured.
         measured = self._measured[served[0].model_id] if served else None
         self.report = report_device(self._setup.choice, ready, nvml=self._setup.nvml, cpu=cpu, measured=measured)
-        self.served = tuple(served)
+        return tuple(served)
 
     async def _load_one(
         self, process: WorkerProcess, ready: Ready, model: LocalModel, *, budget_bytes: int

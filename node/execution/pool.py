@@ -14,7 +14,7 @@ from trio import TaskStatus
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError
-from node.execution.device_worker import SILENCE_S_MAX, DeviceSetup, DeviceWorker, LocalModel
+from node.execution.device_worker import SILENCE_S_MAX, Changes, DeviceSetup, DeviceWorker, LocalModel
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
@@ -57,6 +57,7 @@ class WorkerPool:
         self._silence_s_max = silence_s_max
         self._workers: tuple[DeviceWorker, ...] = ()
         self._held: dict[str, _Held] = {}
+        self._changes = Changes()
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started once every device has loaded and measured its models.
@@ -67,7 +68,9 @@ class WorkerPool:
             ConfigError: the configuration names a device in no known form.
         """
         models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
-        self._workers = tuple(DeviceWorker(setup) for setup in self._setups(models)) if models else ()
+        self._workers = (
+            tuple(DeviceWorker(setup, self._changes) for setup in self._setups(models)) if models else ()
+        )
         try:
             async with trio.open_nursery() as nursery:
                 async with trio.open_nursery() as starting:
@@ -86,6 +89,10 @@ class WorkerPool:
     def models(self) -> tuple[ServedModel, ...]:
         """Return what answers now: nothing of a device whose worker is being restarted."""
         return tuple(model for worker in self._workers for model in worker.served)
+
+    async def wait_change(self) -> None:
+        """Return when ``models()`` may give something else than now: a worker died, or serves again."""
+        await self._changes.wait()
 
     async def prepare(
         self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int

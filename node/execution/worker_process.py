@@ -44,6 +44,8 @@ Event: TypeAlias = Answer | Piece | ExecutionError
 MODULE: Final = "node.execution.engine.worker"
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
 _OUTBOX_FRAMES: Final = 1024
+# Its socket closes a moment before a process ends; killed in between, it could not tell why it did.
+_EXIT_S: Final = 0.5
 _READ_BYTES: Final = 1 << 16
 _REFUSALS: Final = ("model_unknown", "context_exceeded", "input")
 # Nothing secret reaches a worker. Thread pools sleep while they wait: with spinning ones, two nodes on one
@@ -108,14 +110,12 @@ class WorkerProcess:
         finally:
             theirs.close()
         self.pid = process.pid
-        cause = "the worker was stopped"
+        cause, grace_s = "the worker was stopped", 0.0
         try:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                cause = await self._converse(stream, task_status)
+                cause, grace_s = await self._converse(stream, task_status), _EXIT_S
         finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                status = await trio.to_thread.run_sync(process.wait)
+            status = await _end(process, grace_s)
             self._bury(WorkerDiedError(f"{cause} (exit status {status})", code="worker_died"))
         if not self._ready:
             assert self._death is not None
@@ -304,6 +304,15 @@ class Request:
         if not isinstance(event, Prepared) and not (isinstance(event, Piece) and event.finish is None):
             self._finished = True
         return event
+
+
+async def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
+    """Return the exit status of ``process``, which is killed unless it ends by itself within ``grace_s``."""
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(grace_s):
+            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        process.kill()
+        return await trio.to_thread.run_sync(process.wait)
 
 
 def _take_frames(buffer: bytearray) -> list[FromWorker]:

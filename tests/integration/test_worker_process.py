@@ -1,0 +1,166 @@
+"""The daemon's end of a worker's socket, with scripted processes that do what a real worker should not."""
+
+import os
+import sys
+
+import pytest
+import trio
+
+from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
+from node.execution.frames import Cancel, Prepare, Prepared, Ready, Setup, Start
+from node.execution.interface import Piece
+from node.execution.worker_process import WorkerProcess
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+# Answers Prepare at once, Start with one piece, and tells in the next Prepared how many Cancels it has seen.
+SCRIPT = """
+import os, socket, struct, sys
+from node.execution.frames import *
+from node.execution.frames import StepPiece
+sock = socket.socket(fileno=int(sys.argv[1]))
+file = sock.makefile("rwb")
+def send(frame):
+    file.write(encode_frame(frame)); file.flush()
+def raw(data):
+    file.write(data); file.flush()
+def receive():
+    prefix = file.read(4)
+    if len(prefix) < 4: sys.exit(0)
+    return decode_to_worker(file.read(frame_length(prefix)))
+assert isinstance(receive(), Setup)
+READY = Ready(architecture="script", dtypes=("fp32",), runtime="script")
+cancelled = 0
+"""
+LOOP = """
+send(READY)
+while True:
+    frame = receive()
+    if isinstance(frame, Prepare): send(Prepared(request=frame.request, tokens=cancelled))
+    if isinstance(frame, Start):
+        send(Step(pieces=(StepPiece(request=frame.request, tokens=(1,), text="a", finish=None),)))
+    if isinstance(frame, Cancel): cancelled += 1
+"""
+
+
+def process(script: str, *, silence_s_max: float = 30.0) -> WorkerProcess:
+    return WorkerProcess(
+        Setup(device="cpu", threads=1),
+        silence_s_max=silence_s_max,
+        environment={"SCRIPTED": "1"},
+        command=(sys.executable, "-c", SCRIPT + script),
+    )
+
+
+def prepare(request: int) -> Prepare:
+    return Prepare(request=request, model=b"m", messages=(), prompt="a", stop=(), tokens_out_max=4)
+
+
+def start_frame(request: int) -> Start:
+    return Start(request=request, temperature_milli=0, top_p_milli=1000, seed=0, tokens_out_max=4)
+
+
+async def test_leaving_a_request_cancels_it_in_the_worker_unless_it_has_ended_there(
+    nursery: trio.Nursery,
+) -> None:
+    worker = process(LOOP)
+    assert isinstance(await nursery.start(worker.run), Ready)
+    for _ in range(3):
+        with worker.open_request(6) as request:
+            await request.send(prepare(request.number))
+            await request.receive()
+            await request.send(start_frame(request.number))
+            assert isinstance(await request.receive(), Piece)
+    with worker.open_request(6) as request:
+        await request.send(prepare(request.number))
+        assert await request.receive() == Prepared(request=request.number, tokens=3)
+    assert worker.jobs == 0
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        ("sys.exit(7)", r"the worker ended \(exit status 7\)"),
+        ("os.abort()", r"the worker ended \(exit status -6\)"),
+        ("raw(b'\\xff\\xff\\xff\\xff' + b'x' * 100); receive()", "garbage"),
+        ("raw(b'\\x00\\x00\\x00\\x03abc'); receive()", "garbage"),
+    ],
+)
+async def test_worker_that_is_never_ready_is_told_as_dead(script: str, cause: str) -> None:
+    with pytest.raises(WorkerDiedError, match=cause):
+        await process(script).run()
+
+
+@pytest.mark.parametrize(
+    ("script", "cause"),
+    [
+        ("send(READY); receive(); os.abort()", "exit status -6"),
+        ("send(READY); receive(); raw(b'\\x00\\x00\\x00\\x01x'); receive()", "garbage"),
+        ("send(READY); receive(); raw(encode_frame(READY)); receive()", "garbage: unexpected Ready"),
+        ("send(READY); receive(); raw(encode_frame(Loaded(request=1))[:-1]); sys.exit(0)", "ended"),
+        (
+            "send(READY); receive(); [send(Loaded(request=1)) for _ in range(9)]; receive()",
+            "more than it asked for",
+        ),
+        ("send(READY); receive(); receive()", "silent"),
+    ],
+)
+async def test_open_requests_fail_and_no_process_is_left_when_the_worker_misbehaves(
+    nursery: trio.Nursery, script: str, cause: str
+) -> None:
+    worker = process(script, silence_s_max=1.0)
+    await nursery.start(worker.run)
+    assert worker.pid is not None
+    with worker.open_request(2) as request, worker.open_request(2) as other:
+        await request.send(prepare(request.number))
+        with pytest.raises(WorkerDiedError, match=cause):
+            await other.receive()
+    with pytest.raises(WorkerDiedError):
+        worker.open_request(1)
+    with pytest.raises(WorkerDiedError):
+        await worker.send(Cancel(request=1))
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
+
+
+async def test_idle_worker_may_be_silent_for_as_long_as_it_likes(nursery: trio.Nursery) -> None:
+    worker = process(LOOP, silence_s_max=0.2)
+    await nursery.start(worker.run)
+    with worker.open_request(6) as request:
+        await request.send(prepare(request.number))
+        await request.receive()
+    # Deadlines of nobody: only the scope that watches could wake up here.
+    with trio.move_on_after(0.6):
+        await trio.sleep_forever()
+    assert worker.death is None
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("code", "kind"), [("input", JobRefusedError), ("load", ExecutionError)])
+async def test_refusal_of_one_request_keeps_the_worker(
+    nursery: trio.Nursery, code: str, kind: type[ExecutionError]
+) -> None:
+    worker = process(
+        f"send(READY); receive(); send(Failed(request=1, code={code!r}, message='no'))"
+        + LOOP[LOOP.index("\nwhile") :]
+    )
+    await nursery.start(worker.run)
+    with worker.open_request(6) as request:
+        await request.send(prepare(request.number))
+        with pytest.raises(ExecutionError, match="no") as refused:
+            await request.receive()
+        assert type(refused.value) is kind and refused.value.code == code
+    assert worker.death is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_worker_finds_no_secret_in_its_environment(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUK_TOKEN", "secret")
+    script = "send(Ready(architecture=' '.join(sorted(os.environ)), dtypes=(), runtime='')); receive()"
+    ready = await nursery.start(process(script).run)
+    assert "SCRIPTED" in ready.architecture
+    assert "SOUK_TOKEN" not in ready.architecture and "HOME" not in ready.architecture
+    nursery.cancel_scope.cancel()
