@@ -312,7 +312,9 @@ async def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
         with trio.move_on_after(grace_s):
             await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
         process.kill()
-        return await trio.to_thread.run_sync(process.wait)
+        await trio.to_thread.run_sync(process.wait)
+    assert process.returncode is not None
+    return process.returncode
 
 
 def _take_frames(buffer: bytearray) -> list[FromWorker]:
