@@ -35,6 +35,9 @@ RECORD_NAMESPACE: Final = "cap"
 EXCHANGE_ADVERTS_MAX: Final = 64
 EXCHANGE_DEADLINE_S: Final = 10.0
 DHT_DEADLINE_S: Final = 15.0
+# How long a start waits for its first neighbour: a node that calls itself ready and knows nobody answers "no
+# such model" to its first user.
+FIRST_CONTACT_S: Final = 5.0
 PROVIDERS_MAX: Final = 20
 # Newcomers that wait for an exchange; more are met by gossip and by their next advert.
 NEWCOMERS_MAX: Final = 256
@@ -82,6 +85,7 @@ class Discovery:
         self._topic = f"{self._prefix}/adverts/1"
         self._own: Signed[Advert] | None = None
         self._changed = trio.Event()
+        self._contact = trio.Event()
         self._greet, self._newcomers = trio.open_memory_channel[PeerId](NEWCOMERS_MAX)
 
     def attach(self) -> None:
@@ -96,13 +100,19 @@ class Discovery:
     async def run(
         self, bootstrap: tuple[str, ...], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Advertise and listen until cancelled; started once the first advert is composed."""
+        """Advertise and listen until cancelled.
+
+        Started once a bootstrap peer has told us its adverts, could not be reached, or took too long.
+        """
         async with trio.open_nursery() as nursery:
             self._renew()
             nursery.start_soon(self._advertise)
             nursery.start_soon(self._meet_newcomers)
             for address in bootstrap:
                 nursery.start_soon(self._stay_connected, address)
+            if bootstrap:
+                with trio.move_on_after(FIRST_CONTACT_S):
+                    await self._contact.wait()
             task_status.started()
 
     @property
@@ -212,6 +222,7 @@ class Discovery:
             try:
                 with trio.fail_after(EXCHANGE_DEADLINE_S):
                     await self._ask_adverts(peer_id)
+                self._contact.set()
             except (TransportError, trio.TooSlowError, RemoteProtocolError) as exc:
                 log.info(
                     "no adverts from newcomer",
@@ -241,6 +252,7 @@ class Discovery:
                 except (TransportError, trio.TooSlowError) as exc:
                     cause = str(exc) or f"no answer within {EXCHANGE_DEADLINE_S:.0f} s"
                     log.warning("bootstrap peer not reached", extra={"address": address, "cause": cause})
+                    self._contact.set()
             await trio.sleep(BOOTSTRAP_RETRY_S[min(attempt, len(BOOTSTRAP_RETRY_S) - 1)])
             attempt += 1
 

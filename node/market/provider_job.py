@@ -111,6 +111,10 @@ class ProviderJob:
         )
 
     @property
+    def _name(self) -> str:
+        return self._contract.message_id.hex()
+
+    @property
     def contract(self) -> Signed[Contract]:
         return self._contract
 
@@ -158,7 +162,7 @@ class ProviderJob:
             log.info(
                 "contract over",
                 extra={
-                    "contract": self._contract.message_id.hex(),
+                    "contract": self._name,
                     "peer": peer_id_to_text(self._line.peer_id),
                     "state": str(self.state),
                     "tokens_out": self.tokens_out,
@@ -262,7 +266,10 @@ class ProviderJob:
                 await self._hear(signed)
             case _LineEnded(RemoteProtocolError() as cause):
                 raise cause
-            case _LineEnded():
+            case _LineEnded(lost):
+                log.info(
+                    "requester gone", extra={"contract": self._name, "cause": str(lost or "it finished early")}
+                )
                 await self._line_lost()
             case _WorkFailed(cause):
                 log.warning("job failed here", extra={"code": cause.code, "cause": str(cause)})
