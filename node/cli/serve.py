@@ -92,7 +92,7 @@ def _run(options: Globals, home: Home, config: "Config") -> None:
 async def _serve_until_told(options: Globals, home: Home, config: "Config") -> None:
     import trio
 
-    from node import daemon
+    from node.daemon import serve as serve_node
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as watching:
@@ -100,7 +100,7 @@ async def _serve_until_told(options: Globals, home: Home, config: "Config") -> N
             watching.start_soon(_watch, signals, daemon_scope)
             with daemon_scope:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(daemon.serve, home, config)
+                    await nursery.start(serve_node, home, config)
                     note(options, _ready_block(home, config))
             watching.cancel_scope.cancel()
 

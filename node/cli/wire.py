@@ -4,6 +4,7 @@ import json
 import re
 import string
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,7 @@ def decode(options: Globals, source: str) -> int:
     from protocol.errors import RemoteProtocolError
     from protocol.evidence import describe_untrusted
 
-    found: list[dict[str, object]] = []
+    found: list[Mapping[str, object]] = []
     refused = False
     for raw in _envelopes(_read(source)):
         try:
