@@ -88,7 +88,7 @@ def phase_text(phase: Mapping[str, Any]) -> str:
     """Return what a person is told about one phase."""
     match phase.get("phase"):
         case "asking":
-            return f"asking {phase.get('peers')} peers …"
+            return f"asking {phase.get('peers')} {'peer' if phase.get('peers') == 1 else 'peers'} …"
         case "quoted":
             return f"{short(phase.get('peer'))} asks at most {money(phase.get('price_max'))}"
         case "passed_over":

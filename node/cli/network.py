@@ -7,7 +7,7 @@ import click
 from node.cli.client import find_daemon
 from node.cli.exits import Exit
 from node.cli.options import Globals, SoukCommand, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, duration, emit, facts, note, short, size
+from node.cli.output import Payload, columns, duration, emit, facts, moment, note, short, size
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
@@ -46,7 +46,7 @@ def _peer_row(peer: dict[str, Any], offer: dict[str, Any]) -> list[object]:  # J
         offer.get("price_in"),
         offer.get("price_out"),
         offer.get("tokens_per_s"),
-        f"{peer.get('slots_free', '-')}/{peer.get('slots_total', '-')}",
+        "-" if peer.get("slots_total") is None else f"{peer.get('slots_free')}/{peer['slots_total']}",
         duration(None if queue_ms is None else queue_ms / 1000),
         duration(None if age_ms is None else age_ms / 1000),
         ", ".join(names) or "-",
@@ -119,6 +119,8 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, object]]: 
         elif isinstance(item, list) and any(isinstance(part, dict) for part in item):
             for number, part in enumerate(item):
                 pairs += _flat(part, f"{prefix}{key}.{number}.")
+        elif key.endswith("_at_ms") and isinstance(item, int):
+            pairs.append((f"{prefix}{key.removesuffix('_ms')}", moment(item)))
         else:
             pairs.append((f"{prefix}{key}", ", ".join(map(str, item)) if isinstance(item, list) else item))
     return pairs

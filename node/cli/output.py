@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from node.cli.options import Globals
@@ -84,6 +85,11 @@ def duration(seconds: float | None) -> str:
 
 def money(microcredits: int | None) -> str:
     return "-" if microcredits is None else f"{microcredits:,} µc"
+
+
+def moment(at_ms: int | None) -> str:
+    """Return a time of the protocol, to the second, in UTC."""
+    return "-" if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def short(identifier: str | None) -> str:

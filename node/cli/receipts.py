@@ -2,7 +2,6 @@
 
 import json
 import sys
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
@@ -10,7 +9,7 @@ import click
 from node.cli.client import find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, emit, facts, short
+from node.cli.output import Payload, columns, emit, facts, moment, short
 
 FILE_BYTES_MAX: Final = 64 << 20
 
@@ -79,7 +78,7 @@ def _receipts_table(payload: Payload) -> str:
     rows = [
         [
             short(receipt.get("contract_id")),
-            _time(receipt.get("at_ms")),
+            moment(receipt.get("at_ms")),
             receipt.get("role"),
             short(receipt.get("peer_id")),
             receipt.get("model"),
@@ -99,17 +98,13 @@ def _bundle_table(bundle: Payload) -> str:
 
     parts = [f"network {bundle.get('network')}"]
     for message in bundle.get("messages") or ():
-        head = f"{message.get('type')}  from {message.get('from')}  {_time(message.get('at_ms'))}"
+        head = f"{message.get('type')}  from {message.get('from')}  {moment(message.get('at_ms'))}"
         try:
             described = describe_untrusted(bytes.fromhex(message["envelope"]))
             parts.append(f"{head}\n{json.dumps(described, indent=2, ensure_ascii=False, default=str)}")
         except (RemoteProtocolError, ValueError, KeyError) as exc:
             parts.append(f"{head}\n  cannot be read: {exc}")
     return "\n".join(parts)
-
-
-def _time(at_ms: int | None) -> str:
-    return "-" if at_ms is None else datetime.fromtimestamp(at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def verify_bundle(text: str) -> dict[str, Any]:  # a JSON object: the verdict
@@ -162,4 +157,4 @@ def _verdict_table(found: Payload) -> str:
         head += "; the provider signed no receipt"
     names = [name for name in found if name not in ("schema", "valid", "accepted_at_ms")]
     pairs = [(name.replace("_", " "), found[name]) for name in names]
-    return f"{head}\n{facts([('accepted at', _time(found['accepted_at_ms'])), *pairs])}"
+    return f"{head}\n{facts([('accepted at', moment(found['accepted_at_ms'])), *pairs])}"

@@ -11,7 +11,7 @@ PEERS = {
             "models": [OFFER | {"tokens_per_s": 41.5}], "slots_free": 3, "slots_total": 4, "queue_ms": 0,
             "devices": ["cpu"],
         },
-        {"peer_id": PEER, "name": "client", "connected": False, "advert_age_ms": None, "models": []},
+        {"peer_id": PEER, "name": "client", "connected": False, "advert_age_ms": None, "slots_total": None},
     ],
 }  # fmt: skip
 
@@ -24,7 +24,7 @@ def test_peers_are_a_table_without_control_characters(daemon: FakeDaemon) -> Non
     assert head.split()[:4] == ["NAME", "PEER", "STATE", "MODEL"]
     for part in ("…bziXHP7Z", "connected", "smol", "800,000", "41.5", "3/4", "1.5 s"):
         assert part in first
-    assert "known" in second
+    assert "known" in second and "None" not in second
 
 
 def test_peers_are_one_a_line_when_lines_are_wanted(daemon: FakeDaemon) -> None:
@@ -56,7 +56,10 @@ def test_devices_are_shown_in_units_of_people(daemon: FakeDaemon) -> None:
 
 
 def test_advert_is_shown_flat_or_said_to_be_missing(daemon: FakeDaemon) -> None:
-    daemon.answer("GET /api/v1/advert", {"schema": 1, "advert": {"name": "n", "offers": [{"model": "smol"}]}})
-    assert "offers.0.model  smol" in souk("advert", "show").out
+    daemon.answer(
+        "GET /api/v1/advert", {"schema": 1, "advert": {"issued_at_ms": 0, "offers": [{"model": "smol"}]}}
+    )
+    out = souk("advert", "show").out
+    assert "offers.0.model  smol" in out and "issued_at       1970-01-01 00:00:00Z" in out
     daemon.answer("GET /api/v1/advert", {"schema": 1, "advert": None})
     assert "offers nothing" in souk("advert", "show").out
