@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from node.clock import WallClock
-from node.discovery.directory import Directory, Listing
+from node.discovery.directory import ADVERT_GAP_MS_MIN, Directory, Listing
 from node.errors import TransportError
 from node.net.interface import Network, PeerAddresses, RecordRules, Stream
 from protocol import limits
@@ -120,7 +120,12 @@ class Discovery:
         return self._own
 
     def changed(self) -> None:
-        """Tell others soon: models, prices or whether there is a free slot have changed."""
+        """Tell others soon: models, prices or whether there is a free slot have changed.
+
+        Whoever connects meanwhile is told at once.
+        """
+        if self._own_age_ms() >= ADVERT_GAP_MS_MIN:
+            self._renew()
         self._changed.set()
 
     async def look_up(self, model: str, model_id: ModelId | None = None) -> int:
@@ -166,8 +171,15 @@ class Discovery:
             )
         )
 
+    def _own_age_ms(self) -> int:
+        """Return the age of our advert; renewed within the gap, it would be refused as flooding."""
+        if self._own is None:
+            return ADVERT_GAP_MS_MIN
+        return self._wall_clock() - self._own.message.issued_at_ms
+
     async def _publish(self) -> None:
-        self._renew()
+        if self._own_age_ms() >= ADVERT_GAP_MS_MIN:
+            self._renew()
         own = self._own
         if own is None:
             return

@@ -42,9 +42,9 @@ class OwnAdvert:
         self._config = config
 
     def compose(self, life: AdvertLife) -> Signed[Advert] | None:
-        """Return the signed advert; None while no model answers here."""
+        """Return the signed advert; None while no model answers here, or no place is given away."""
         offers = [_offer(model, self._provider.prices) for model in self._executor.models()]
-        if not offers or self._admission.draining:
+        if not offers or self._admission.slots == 0 or self._admission.draining:
             return None
         offers = offers[: limits.MODELS_MAX]
         while True:
