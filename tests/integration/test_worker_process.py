@@ -114,7 +114,7 @@ async def test_open_requests_fail_and_no_process_is_left_when_the_worker_misbeha
     assert worker.pid is not None
     with worker.open_request(2) as request, worker.open_request(2) as other:
         await request.send(prepare(request.number))
-        with pytest.raises(WorkerDiedError, match=cause):
+        with pytest.raises(WorkerDiedError, match=cause), trio.fail_after(20):
             await other.receive()
     with pytest.raises(WorkerDiedError):
         worker.open_request(1)

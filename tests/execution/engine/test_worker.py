@@ -1,0 +1,141 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from node.execution.engine.worker import Worker
+from node.execution.frames import (
+    Cancel,
+    Failed,
+    FromWorker,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    Prepare,
+    Prepared,
+    Start,
+    Step,
+    ToWorker,
+)
+from protocol.task import ChatMessage
+
+MODEL = b"m" * 32
+
+
+class EnoughError(Exception):
+    """Ends the endless loop of a worker under test."""
+
+
+class ScriptedLink:
+    """Gives frames to a worker's reader, keeps what the worker sends, and ends it after ``steps`` steps."""
+
+    def __init__(self, frames: list[ToWorker], steps: int) -> None:
+        self._frames, self._steps = frames, steps
+        self.sent: list[FromWorker] = []
+
+    def receive(self) -> ToWorker | None:
+        return self._frames.pop(0) if self._frames else None
+
+    def send(self, frame: FromWorker) -> None:
+        self.sent.append(frame)
+        self._steps -= isinstance(frame, Step)
+        if self._steps <= 0:
+            raise EnoughError
+
+    def steps(self) -> list[list[tuple[int, str | None]]]:
+        """(request, finish) of every piece, step by step."""
+        return [[(p.request, p.finish) for p in frame.pieces] for frame in self.sent if isinstance(frame, Step)]
+
+
+def load(folder: Path, **fields: object) -> Load:
+    settings: dict[str, object] = {
+        "request": 1,
+        "model": MODEL,
+        "folder": str(folder),
+        "dtype": "fp32",
+        "slots": 1,
+        "context_tokens": 128,
+        "prefill_tokens": 16,
+    }
+    return Load(**{**settings, **fields})
+
+
+def prepare(request: int, prompt: str = "abc", *, out: int = 100, model: bytes = MODEL) -> Prepare:
+    return Prepare(request=request, model=model, messages=(), prompt=prompt, stop=(), tokens_out_max=out)
+
+
+def start(request: int, *, out: int = 100) -> Start:
+    return Start(request=request, temperature_milli=0, top_p_milli=1000, seed=0, tokens_out_max=out)
+
+
+def run(folder: Path, frames: list[ToWorker], *, steps: int) -> ScriptedLink:
+    """Load the tiny model, hand ``frames`` to the reader, and run until ``steps`` passes are told."""
+    link = ScriptedLink(frames, steps)
+    worker = Worker(link, torch.device("cpu"))
+    worker._handle(load(folder))
+    worker.read()
+    with pytest.raises(EnoughError):
+        worker.run()
+    return link
+
+
+def test_worker_gives_the_slot_of_a_cancelled_job_to_the_next(tiny_folder: Path) -> None:
+    frames = [prepare(2), start(2), prepare(3), start(3), Cancel(request=2), Cancel(request=2), Cancel(request=9)]
+    assert run(tiny_folder, frames, steps=3).steps() == [[(3, None)]] * 3
+
+
+def test_worker_tells_every_pass_of_a_long_prompt(tiny_folder: Path) -> None:
+    link = run(tiny_folder, [prepare(2, "x" * 40, out=20), start(2, out=20)], steps=4)
+    assert link.steps() == [[], [], [(2, None)], [(2, None)]]
+
+
+def test_worker_forgets_a_prompt_that_is_cancelled_before_its_start(tiny_folder: Path) -> None:
+    link = run(tiny_folder, [prepare(2), Cancel(request=2), start(2), prepare(3), start(3)], steps=1)
+    assert Failed(request=2, code="protocol", message="no such prompt is held") in link.sent
+    assert link.steps() == [[(3, None)]]
+
+
+def test_worker_refuses_a_model_that_it_has_not_loaded(tiny_folder: Path) -> None:
+    frames = [prepare(2, model=b"?" * 32), prepare(3), start(3)]
+    link = run(tiny_folder, frames, steps=1)
+    codes = [frame.code for frame in link.sent if isinstance(frame, Failed)]
+    assert codes == ["model_unknown"]
+
+
+def test_worker_answers_load_prepare_and_measure_with_their_requests(tiny_folder: Path) -> None:
+    frames = [Measure(request=7, model=MODEL), prepare(2, "four"), start(2)]
+    link = run(tiny_folder, frames, steps=1)
+    assert Loaded(request=1) in link.sent
+    assert Prepared(request=2, tokens=4) in link.sent
+    (measured,) = [frame for frame in link.sent if isinstance(frame, Measured)]
+    assert measured.request == 7
+    assert min(measured.matmul_gflops, measured.read_mb_per_s, measured.tokens_per_s_milli) > 0
+
+
+def test_worker_keeps_its_models_when_another_cannot_be_loaded(tiny_folder: Path, tmp_path: Path) -> None:
+    frames = [load(tmp_path, request=5, model=b"n" * 32), prepare(2), start(2)]
+    link = run(tiny_folder, frames, steps=1)
+    (failed,) = [frame for frame in link.sent if isinstance(frame, Failed)]
+    assert (failed.request, failed.code) == (5, "load")
+    assert "config.json" in failed.message
+    assert link.steps() == [[(2, None)]]
+
+
+def test_worker_ends_the_answer_at_its_bound_and_the_engine_is_idle_then(tiny_folder: Path) -> None:
+    link = run(tiny_folder, [prepare(2, out=3), start(2, out=3), prepare(3), start(3)], steps=4)
+    assert link.steps() == [[(2, None)], [(2, None)], [(2, "length")], [(3, None)]]
+
+
+def test_worker_leaves_nothing_in_a_slot_when_it_has_measured(tiny_folder: Path) -> None:
+    with_messages = Prepare(
+        request=2,
+        model=MODEL,
+        messages=(ChatMessage(role="user", content="hé"),),
+        prompt="",
+        stop=(),
+        tokens_out_max=2,
+    )
+    link = run(tiny_folder, [Measure(request=8, model=MODEL), with_messages, start(2, out=2)], steps=2)
+    # The measurement's own sequence has left its slot.
+    assert [len(step) for step in link.steps()][-1] == 1
