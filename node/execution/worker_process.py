@@ -50,13 +50,10 @@ _READ_BYTES: Final = 1 << 16
 _REFUSALS: Final = ("model_unknown", "context_exceeded", "input")
 # Nothing secret reaches a worker. Thread pools sleep while they wait: with spinning ones, two nodes on one
 # machine halve each other's speed (102 against 49 tokens/s measured).
-# Large blocks stay with the process: with fresh pages for each, loading and decoding were 10 to 20 % slower.
 _ENVIRONMENT: Final = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "0",
     "PYTHONUNBUFFERED": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
 }
 _ENVIRONMENT_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "PYTHONPATH")
 
