@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-pytest.register_assert_rewrite("tests.net.conformance", "tests.net.world")
+pytest.register_assert_rewrite("tests.net.conformance")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """Where conformance tests put their nodes: one small world for each implementation of ``Network``."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import trio
 
@@ -103,7 +103,18 @@ async def echo(stream: Stream) -> None:
     await stream.finish()
 
 
-async def make_pair(world: World) -> tuple[Network, Network]:
+N = TypeVar("N", bound=Network, covariant=True)
+
+
+class Maker(Protocol[N]):
+    """The part of a world that knows what kind of node it makes."""
+
+    def make(self) -> N: ...
+
+    async def start(self, *networks: Network) -> None: ...
+
+
+async def make_pair(world: Maker[N]) -> tuple[N, N]:
     """Start two nodes that serve ECHO, the first connected to the second."""
     one, two = world.make(), world.make()
     for network in (one, two):

@@ -1,5 +1,6 @@
 """Records and providers in py-libp2p's Kademlia DHT, without its stale answers."""
 
+from collections.abc import Callable
 from contextvars import ContextVar
 
 import trio
@@ -7,7 +8,9 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.kad_dht.common import QUERY_TIMEOUT
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.pb.kademlia_pb2 import Record
+from libp2p.kad_dht.peer_routing import PeerRouting
 from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.kad_dht.routing_table import RoutingTable
 from libp2p.kad_dht.value_store import ValueStore
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
@@ -63,10 +66,23 @@ class _Rules(Validator):
         return max(range(len(values)), key=lambda i: (ranks[i] is not None, ranks[i] or 0))
 
 
+class _MemberTable(RoutingTable):
+    """Stock takes in whoever answers, also nodes of another network."""
+
+    def __init__(self, host: BasicHost, is_member: Callable[[ID], bool]) -> None:
+        super().__init__(host.get_id(), host)
+        self._is_member = is_member
+
+    async def add_peer(self, peer_obj: PeerInfo | ID, *, skip_server_mode_check: bool = False) -> bool:
+        peer = peer_obj.peer_id if isinstance(peer_obj, PeerInfo) else peer_obj
+        # The library's own check looks for the protocol under its stock name.
+        return self._is_member(peer) and await super().add_peer(peer_obj, skip_server_mode_check=True)
+
+
 class RecordTable:
     """Puts and gets for one host; ``service`` has to be run."""
 
-    def __init__(self, host: BasicHost, rules: list[RecordRules]) -> None:
+    def __init__(self, host: BasicHost, rules: list[RecordRules], *, is_member: Callable[[ID], bool]) -> None:
         validator = NamespacedValidator(
             {rule.namespace: _Rules(rule) for rule in rules},
             # Without it, keys of unknown namespaces are kept and served unchecked.
@@ -75,6 +91,8 @@ class RecordTable:
         self.service = KadDHT(
             host, DHTMode.SERVER, validator=validator, validator_changed=True, strict_validation=True
         )
+        self.service.routing_table = _MemberTable(host, is_member)
+        self.service.peer_routing = PeerRouting(host, self.service.routing_table)
         self.service.value_store = _HonestValueStore(host, host.get_id())
         self.service.provider_store = _HonestProviderStore(host, self.service.peer_routing)
         self._validator = validator

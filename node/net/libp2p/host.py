@@ -7,7 +7,7 @@ ends with the first exception that leaves a stream handler.
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import psutil
 import trio
@@ -15,7 +15,7 @@ from libp2p import generate_peer_id_from
 from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee, IRawConnection
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
-from libp2p.custom_types import TProtocol
+from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
@@ -102,10 +102,20 @@ class DaemonSwarm(Swarm):
 class DaemonHost(BasicHost):
     """A host that tells when identify has finished, and survives any handler."""
 
-    def __init__(self, swarm: DaemonSwarm, *, on_identified: Callable[[ID], None]) -> None:
-        super().__init__(network=swarm, addrs_factory=expand_wildcards, disable_identify_address_discovery=True)
+    def __init__(
+        self, swarm: DaemonSwarm, *, renamed: dict[TProtocol, TProtocol], on_identified: Callable[[ID], None]
+    ) -> None:
+        """``renamed`` protocols of the library go by another name on the wire."""
+        self._renamed = renamed
         self._on_identified = on_identified
         self._inbound_streams: Counter[ID] = Counter()
+        super().__init__(network=swarm, addrs_factory=expand_wildcards, disable_identify_address_discovery=True)
+
+    def set_stream_handler(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
+        super().set_stream_handler(self._renamed.get(protocol_id, protocol_id), stream_handler)
+
+    async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
+        return await super().new_stream(peer_id, [self._renamed.get(name, name) for name in protocol_ids])
 
     async def _identify_peer(self, peer_id: ID, *, reason: str) -> None:
         await super()._identify_peer(peer_id, reason=reason)
@@ -166,7 +176,9 @@ class ConnectionWatcher(INotifee):
         return
 
 
-def build_host(seed: bytes, *, on_identified: Callable[[ID], None]) -> DaemonHost:
+def build_host(
+    seed: bytes, *, renamed: dict[TProtocol, TProtocol], on_identified: Callable[[ID], None]
+) -> DaemonHost:
     """Make a host whose identity is the Ed25519 key of ``seed``; nothing listens yet."""
     key_pair = create_new_key_pair(seed)
     peer_id = generate_peer_id_from(key_pair)
@@ -198,7 +210,7 @@ def build_host(seed: bytes, *, on_identified: Callable[[ID], None]) -> DaemonHos
         ),
         transport_manager=TransportManager(),
     )
-    return DaemonHost(swarm, on_identified=on_identified)
+    return DaemonHost(swarm, renamed=renamed, on_identified=on_identified)
 
 
 def expand_wildcards(addresses: list[Multiaddr]) -> list[Multiaddr]:

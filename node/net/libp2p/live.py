@@ -10,6 +10,7 @@ from typing import Final
 import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
+from libp2p.kad_dht.common import PROTOCOL_ID as DHT_PROTOCOL
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
@@ -37,8 +38,8 @@ _NEWCOMERS_MAX: Final = 256
 class Registered:
     """What was registered before ``run``."""
 
-    marker: TProtocol
-    """Offered by every node of this network and by no other."""
+    dht_protocol: TProtocol
+    """What this network's nodes, and no others, call the DHT."""
     handlers: dict[str, StreamHandler]
     callbacks: list[Callable[[PeerId], None]]
     topics: dict[str, GossipHandler]
@@ -49,9 +50,11 @@ class Live:
     """One run of a network."""
 
     def __init__(self, seed: bytes, registered: Registered, book: AddressBook) -> None:
-        self.host = build_host(seed, on_identified=self._admit_member)
+        self.host = build_host(
+            seed, renamed={DHT_PROTOCOL: registered.dht_protocol}, on_identified=self._admit_member
+        )
         self.pubsub, self.router = build_pubsub(self.host, registered.topics)
-        self.records = RecordTable(self.host, registered.rules)
+        self.records = RecordTable(self.host, registered.rules, is_member=self._is_member)
         self.dialer = Dialer(self.host, book)
         self._registered = registered
         self._inbound = InboundStreams(self.wrap)
@@ -74,7 +77,6 @@ class Live:
         )
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
-        self.host.set_stream_handler(self._registered.marker, _refuse)
         for protocol, handler in self._registered.handlers.items():
             serve = partial(self._inbound.serve, protocol, handler)
             self.host.set_stream_handler(TProtocol(protocol), serve)
@@ -113,16 +115,18 @@ class Live:
 
     def _admit_member(self, peer: ID) -> None:
         """Queue a peer for the DHT, if it has told that it is of our network."""
-        try:
-            offered = self.host.get_peerstore().get_protocols(peer)
-        except PeerStoreError:
-            return
-        if self._registered.marker in offered:
+        if self._is_member(peer):
             try:
                 self._newcomers_in.send_nowait(peer)
             except trio.WouldBlock:
                 # Lookups will meet it again.
                 log.debug("dht_newcomer_dropped", extra={"peer": str(peer)})
+
+    def _is_member(self, peer: ID) -> bool:
+        try:
+            return self._registered.dht_protocol in self.host.get_peerstore().get_protocols(peer)
+        except PeerStoreError:
+            return False
 
     async def _admit_all(self) -> None:
         async for peer in self._newcomers:
@@ -152,8 +156,3 @@ async def _linger_one(stream: LibP2pStream, slots: trio.CapacityLimiter) -> None
             await stream.reset()
     finally:
         slots.release_on_behalf_of(stream)
-
-
-async def _refuse(stream: INetStream) -> None:
-    """The marker protocol says who we are by being offered; there is nothing to talk about on it."""
-    await stream.reset()

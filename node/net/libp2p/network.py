@@ -29,10 +29,9 @@ class LibP2pNetwork:
         self._seed = seed
         self._listen = listen
         self._peer_id = PeerId(create_new_key_pair(seed).public_key.to_bytes())
-        # The library's DHT protocol id is the same everywhere, whatever prefix it is given: only peers that offer
-        # this protocol come into our routing table.
-        marker = TProtocol(f"/souk/{network.hex()[:16]}/member/1")
-        self._registered = Registered(marker=marker, handlers={}, callbacks=[], topics={}, rules=[])
+        # The library calls its DHT the same everywhere, whatever prefix it is given, and networks would mix.
+        dht_protocol = TProtocol(f"/souk/{network.hex()[:16]}/kad/1.0.0")
+        self._registered = Registered(dht_protocol=dht_protocol, handlers={}, callbacks=[], topics={}, rules=[])
         self._book = AddressBook()
         self._live: Live | None = None
 

@@ -22,6 +22,7 @@ _NOISY_LOGGERS = (
     "libp2p.host.basic_host",
     "libp2p.kad_dht.kad_dht",
     "libp2p.protocol_muxer.multiselect_client",
+    "libp2p.stream_muxer.yamux.yamux",
     "libp2p.transport.tcp",
 )
 
