@@ -1,4 +1,4 @@
-"""The contract: all terms in one signed message, and the acceptance that forms it (spec 03, sections 5 and 6).
+"""The contract: all terms in one signed message, and the acceptance that forms it (spec 03, 5, 6 and 11).
 
 Two signatures make a contract; there is no third step. The requester's signature binds it until ``accept_by_ms``.
 """

@@ -1,4 +1,4 @@
-"""Canonical msgpack: one value has one encoding, and only that one is read (spec 01).
+"""Canonical msgpack: one value has one encoding, and only that one is read (spec 01, section 1).
 
 The msgpack library promises no determinism and reads duplicate keys and over-long integers silently, so the
 canonical form is enforced here: bound by a scan before anything is built, then decode, then re-encode and

@@ -1,4 +1,4 @@
-"""Receipt and closing: the provider's signed result record, the requester's signed verdict (spec 03, 7 and 8)."""
+"""Receipt and closing: the provider's signed result record, the requester's signed verdict (spec 03, 9 and 10)."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Meters and vouchers: the provider's running account, the requester's running promise (spec 05)."""
+"""Meters and vouchers: the provider's running account, the requester's running promise (spec 03, 7 and 8; 05)."""
 
 from typing import Annotated, ClassVar
 

@@ -8,13 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import fields
 
-from protocol.encoding import decode_untrusted, encode
+from protocol.advert import DeviceClaim, Offer
+from protocol.encoding import Plain, decode_untrusted, encode
 from protocol.errors import Reason
+from protocol.framing import encode_frame
 from protocol.messages import MESSAGE_TYPES
 from protocol.schema import Message, to_message_untrusted, to_plain
 from protocol.signed import SignedMessage, read_untrusted
+from protocol.task import GenerateInput, GenerateOutput, Sampling
 from scripts.spec import examples
 from tests.protocol.fakes import body_of, mutants, reason_of, resealed, sealed
+from tests.protocol.fakes_spec import rows, section
 
 each_kind = pytest.mark.parametrize("kind", sorted(MESSAGE_TYPES))
 
@@ -52,7 +56,8 @@ def test_message_is_refused_when_a_field_is_missing_or_unknown_or_nil(kind: str)
 def test_message_is_refused_when_a_field_has_another_type(kind: str) -> None:
     body = body_of(kind)
     for name, value in body.items():
-        for other in (True, 1, "text", b"bytes", [], {}, -1, 1 << 63):
+        others: tuple[Plain, ...] = (True, 1, "text", b"bytes", [], {}, -1, 1 << 63)
+        for other in others:
             if type(other) is not type(value) or other in (-1, 1 << 63) or other == "text":
                 raw = resealed(kind, {**body, name: other})
                 is_free = name in ("profile", "name", "message") and other == "text"
@@ -125,3 +130,47 @@ def _unbounded(info: Any, path: str) -> Any:  # Any: msgspec's tree of type desc
 @each_kind
 def test_every_field_has_a_bound(kind: str) -> None:
     assert unbounded(MESSAGE_TYPES[kind], kind) == []
+
+
+@each_kind
+def test_specification_lists_every_field(kind: str) -> None:
+    if kind == "advert":
+        text = section("06-adverts.md", "`advert`")
+        written = rows(text[: text.index("device:")])
+    else:
+        text = section("03-messages.md", f"`{kind}`")
+        written = rows(text[: text.index("\n| code |")] if kind == "decline" else text)
+    described = fields(MESSAGE_TYPES[kind])
+    assert list(written) == [field.encode_name for field in described]
+    optional = {name for name, cells in written.items() if cells[0].endswith("?")}
+    assert optional == {field.encode_name for field in described if not field.required}
+
+
+@pytest.mark.parametrize(
+    ("page", "title", "start", "kind"),
+    [
+        ("06-adverts.md", "`advert`", "device:", DeviceClaim),
+        ("06-adverts.md", "`advert`", "offer:", Offer),
+        ("04-tasks.md", "Input", "", GenerateInput),
+        ("04-tasks.md", "Output", "", GenerateOutput),
+        ("04-tasks.md", "Sampling", "", Sampling),
+    ],
+)
+def test_specification_lists_every_field_inside(page: str, title: str, start: str, kind: type[Message]) -> None:
+    text = section(page, title)
+    text = text[text.index(start) :]
+    written = rows(text[: text.index("\noffer:")] if start == "device:" else text)
+    assert list(written) == [field.encode_name for field in fields(kind)]
+    optional = {name for name, cells in written.items() if cells[0].endswith("?")}
+    assert optional == {field.encode_name for field in fields(kind) if not field.required}
+
+
+def test_bytes_in_the_specification_are_those_of_the_golden_job() -> None:
+    text = section("03-messages.md", "One job, byte by byte")
+    steps = [encode_frame(step.frame) for step in examples.whole_job().steps]
+    contract = sealed("contract").envelope
+    for said in (
+        f"{len(steps[2]):08x}", f"c5{len(contract.body):04x}", f"{len(steps[4]):08x}", steps[4][5:15].hex(),
+        f"{len(steps[7]):08x}{steps[7][:5].hex()}", steps[7][5:].hex(),
+    ):  # fmt: skip
+        assert " ".join(said[at : at + 2] for at in range(0, len(said), 2)) in text.replace("  ", " ")

@@ -44,7 +44,7 @@ def value_of(shown: Json) -> Plain:
         if set(shown) == {"$hex"}:
             return bytes.fromhex(shown["$hex"])
         return {key: value_of(item) for key, item in shown.items()}
-    return [value_of(item) for item in shown] if isinstance(shown, list) else shown  # type: ignore[no-any-return]
+    return [value_of(item) for item in shown] if isinstance(shown, list) else shown
 
 
 def refusal(reader: Any, *arguments: Any, **named: Any) -> Reason:  # Any: whichever reader
