@@ -1,0 +1,41 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BENCH = ROOT / "scripts" / "bench"
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+
+def run_python(script: str, *arguments: str, text: str = "") -> str:
+    command = [sys.executable, str(BENCH / script), *arguments]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout
+
+
+def test_contract_benchmark_trades_two_windows_and_reports_its_split() -> None:
+    printed = run_python("contract_cpu.py", "--json", "--rounds", "1")
+    report = json.loads(printed)
+    # contract, accept, two meters, two vouchers, receipt, closing
+    assert report["settings"]["messages"] == 8
+    assert report["machine"]["commit"] and report["machine"]["cores"] >= 1
+    rows = {row["name"]: row for row in report["rows"]}
+    total = rows.pop("sign + verify + ledger")
+    parts = [row["median"] for name, row in rows.items() if name.startswith(("sign,", "verify,", "ledger, 1"))]
+    assert len(parts) == 3
+    assert total["median"] == pytest.approx(sum(parts))
+
+    table = run_python("table.py", text=printed)
+    assert table.count("\ncontract ") == len(report["rows"])
+
+
+def test_run_is_executable_and_refuses_an_argument_that_it_does_not_know() -> None:
+    assert os.access(BENCH / "run", os.X_OK)
+    done = subprocess.run([str(BENCH / "run"), "--jsno"], capture_output=True, text=True, timeout=10, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "usage: scripts/bench/run [--json]\n"
