@@ -347,7 +347,7 @@ class RequesterJob:
         self._move(RequesterEvent.RECEIPT_HOLDS)
         await self._store(signed, closing)
         await line.tell(closing)
-        await line.finish()
+        await self._part(line)
         if receipt.status != "complete" or account.delivered.finish is None:
             raise AttemptFailedError("failed", f"the provider ended the job: {receipt.status}")
         return Finished(
@@ -362,6 +362,19 @@ class RequesterJob:
             first_token_ms=self._first_token_ms,
             duration_ms=self._elapsed_ms(),
         )
+
+    async def _part(self, line: Line) -> None:
+        """End the stream and wait for the provider's end mark: then its books are closed, too.
+
+        Ours are closed already, so nothing that happens here matters any more.
+        """
+        with trio.move_on_after(FAREWELL_S):
+            try:
+                await line.finish()
+                while await line.receive_untrusted() is not None:
+                    pass
+            except (StreamLostError, RemoteProtocolError) as exc:
+                log.info("no farewell", extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)})
 
     # Early ends.
 
