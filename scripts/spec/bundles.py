@@ -64,6 +64,11 @@ def twice(kind: str) -> Change:
     return lambda messages: [*messages, next(item for item in messages if item.envelope.kind == kind)]
 
 
+def unclosed_receipt(**changes: Any) -> Change:
+    """Return a change of the receipt alone: a closing would be of another receipt, and hide why it is refused."""
+    return lambda messages: resigned("receipt", **changes)(without("closing")(messages))
+
+
 CHANGES: dict[str, Change] = {
     "no contract": without("contract"),
     "two contracts": twice("contract"),
@@ -85,14 +90,18 @@ CHANGES: dict[str, Change] = {
     "voucher that takes back": resigned("voucher", place=1, cumulative=127),
     "first voucher missing": without("voucher"),
     "last voucher missing": without("voucher", place=1),
-    "receipt above the meters": resigned("receipt", cumulative=152),
-    "receipt below the meters, yet complete": resigned("receipt", cumulative=150),
-    "receipt for more tokens than agreed": resigned("receipt", tokens_out=17),
-    "receipt for fewer tokens than metered": resigned("receipt", tokens_out=6),
-    "receipt for other output": resigned("receipt", output_hash=bytes(32)),
-    "receipt for another model": resigned("receipt", model_id=bytes(32)),
-    "receipt for another prompt length": resigned("receipt", tokens_in=24),
-    "complete receipt without a reason to finish": resigned("receipt", finish=None),
+    "receipt above the meters": unclosed_receipt(cumulative=152),
+    "partial receipt above the meters": unclosed_receipt(status="partial", finish=None, cumulative=152),
+    "failed receipt above the vouchers": lambda messages: without("voucher", place=1)(
+        unclosed_receipt(status="failed", finish=None)(messages)
+    ),
+    "receipt below the meters, yet complete": unclosed_receipt(cumulative=150),
+    "receipt for more tokens than agreed": unclosed_receipt(tokens_out=17),
+    "receipt for fewer tokens than metered": unclosed_receipt(tokens_out=6),
+    "receipt for other output": unclosed_receipt(output_hash=bytes(32)),
+    "receipt for another model": unclosed_receipt(model_id=bytes(32)),
+    "receipt for another prompt length": unclosed_receipt(tokens_in=24),
+    "complete receipt without a reason to finish": unclosed_receipt(finish=None),
     "two receipts": twice("receipt"),
     "closing of another receipt": resigned("closing", receipt_id=bytes(32)),
     "closing with another sum": resigned("closing", cumulative=150),

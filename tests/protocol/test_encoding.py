@@ -174,3 +174,9 @@ def test_encoder_writes_one_form_when_keys_come_in_another_order() -> None:
 def test_decoder_keeps_true_apart_when_one_has_the_same_python_value() -> None:
     assert decode_untrusted(b"\xc3") is True
     assert type(decode_untrusted(b"\x01")) is int
+
+
+def test_decoder_stops_counting_when_there_are_too_many_values() -> None:
+    # Cut off: only a scan that gives up at the bound says so instead of missing the rest.
+    with pytest.raises(RemoteProtocolError, match="more than 4096 values"):
+        decode_untrusted(b"\xdc\x01\x00" + (b"\xdc\x01\x00" + b"\xc0" * 256) * 16)

@@ -33,6 +33,13 @@ def test_bundle_holds_when_the_job_ended_early() -> None:
         verify_bundle_untrusted(bundles.text_of(good[:length]))
 
 
+@pytest.mark.parametrize(("status", "most"), [("partial", 151), ("failed", 151)])
+def test_bundle_holds_when_a_receipt_bills_no_more_than_it_may(status: str, most: int) -> None:
+    for cumulative in (0, most):
+        change = bundles.unclosed_receipt(status=status, finish=None, cumulative=cumulative)
+        verify_bundle_untrusted(bundles.text_of(change(bundles.signed_job())))
+
+
 @pytest.mark.parametrize("name", bundles.CHANGES)
 def test_bundle_is_refused_when_a_party_signed_something_that_does_not_hold(name: str) -> None:
     data = bundles.text_of(bundles.CHANGES[name](bundles.signed_job()))
