@@ -97,7 +97,7 @@ CHANGES: dict[str, Change] = {
     ),
     "receipt below the meters, yet complete": unclosed_receipt(cumulative=150),
     "receipt for more tokens than agreed": unclosed_receipt(tokens_out=17),
-    "receipt for fewer tokens than metered": unclosed_receipt(tokens_out=6),
+    "receipt for fewer tokens than metered": unclosed_receipt(status="partial", finish=None, tokens_out=6),
     "receipt for other output": unclosed_receipt(output_hash=bytes(32)),
     "receipt for another model": unclosed_receipt(model_id=bytes(32)),
     "receipt for another prompt length": unclosed_receipt(tokens_in=24),
