@@ -22,6 +22,9 @@ class World(Protocol):
 
     def make(self) -> Network: ...
 
+    def make_stranger(self) -> Network:
+        """Make a node of a network of its own; gossip topics and protocols are the caller's in any case."""
+
     def make_at(self, taken: str) -> Network:
         """Make a node that wants to listen where ``taken`` is listened on."""
 
@@ -68,6 +71,10 @@ class LibP2pWorld(_Runs):
     def make(self) -> LibP2pNetwork:
         return LibP2pNetwork(self.seed(), listen=("/ip4/127.0.0.1/tcp/0",), network=NETWORK)
 
+    def make_stranger(self) -> LibP2pNetwork:
+        seed = self.seed()
+        return LibP2pNetwork(seed, listen=("/ip4/127.0.0.1/tcp/0",), network=NetworkId(seed[::-1]))
+
     def make_at(self, taken: str) -> LibP2pNetwork:
         return LibP2pNetwork(self.seed(), listen=(taken.partition("/p2p/")[0],), network=NETWORK)
 
@@ -86,6 +93,9 @@ class MemoryWorld(_Runs):
     def make(self) -> Network:
         peer_id = LibP2pNetwork(self.seed(), listen=(), network=NETWORK).peer_id
         return self.fabric.network(f"host{self.made}", peer_id)
+
+    def make_stranger(self) -> Network:
+        return self.make()
 
     def make_at(self, taken: str) -> Network:
         return self.fabric.network(taken.split("/")[2], self.make().peer_id)

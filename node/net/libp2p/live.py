@@ -64,19 +64,38 @@ class Live:
     async def run(self, listen: tuple[str, ...], task_status: trio.TaskStatus[None]) -> None:
         """Listen and serve until cancelled. Raises: TransportError: an address cannot be listened on."""
         refused: list[str] = []
+        stop = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def run_host() -> None:
+                # The library cannot be cancelled: a connection whose close is cancelled half-way counts as closed
+                # and keeps its socket, so that the peer talks to a ghost. It is asked to stop instead.
+                with trio.CancelScope(shield=True):
+                    refused.extend(await self._run_host(listen, stop, task_status))
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(run_host)
+            try:
+                await trio.sleep_forever()
+            finally:
+                stop.set()
+        if refused:
+            # Outside of the nurseries, which would wrap it into a group.
+            raise TransportError(f"cannot listen on {', '.join(refused)}: not a TCP address, or taken meanwhile")
+
+    async def _run_host(
+        self, listen: tuple[str, ...], stop: trio.Event, task_status: trio.TaskStatus[None]
+    ) -> list[str]:
         async with self.host.run([Multiaddr(address) for address in listen]):
             # The library raises nothing when it cannot listen.
             listeners = self.host.get_network().listeners
-            refused += [address for address in listen if str(Multiaddr(address)) not in listeners]
+            refused = [address for address in listen if str(Multiaddr(address)) not in listeners]
             if not refused:
-                await self._serve(task_status)
+                await self._serve(stop, task_status)
             await self._close()
-        # Outside of the library's nurseries, which would wrap it into groups.
-        raise TransportError(
-            f"cannot listen on {', '.join(refused)}: not a TCP address, or taken by somebody else"
-        )
+        return refused
 
-    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _serve(self, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
         for protocol, handler in self._registered.handlers.items():
             serve = partial(self._inbound.serve, protocol, handler)
             self.host.set_stream_handler(TProtocol(protocol), serve)
@@ -87,17 +106,18 @@ class Live:
             await self.pubsub.wait_until_ready()
             for topic in self._registered.topics:
                 await self.pubsub.subscribe(topic)
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._admit_all)
-                    nursery.start_soon(self._linger_all)
-                    task_status.started()
-            finally:
-                # Leaving the library's contexts alone leaves sockets open, and peers with ghosts of us.
-                await self._close()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._admit_all)
+                nursery.start_soon(self._linger_all)
+                task_status.started()
+                await stop.wait()
+                nursery.cancel_scope.cancel()
+            # Before the services stop: their tasks would find no nursery. Leaving the library's contexts alone
+            # leaves sockets open.
+            await self._close()
 
     async def _close(self) -> None:
-        with trio.move_on_after(limits.CLOSE_S, shield=True):
+        with trio.move_on_after(limits.CLOSE_S):
             await self.host.close()
 
     def wrap(self, inner: INetStream) -> LibP2pStream:

@@ -99,7 +99,9 @@ class LibP2pNetwork:
 
     async def disconnect(self, peer_id: PeerId) -> None:
         if self._live is not None:
-            await self._live.host.disconnect(to_libp2p(peer_id))
+            # A close that is cancelled half-way leaves the socket open for good.
+            with trio.move_on_after(limits.CLOSE_S, shield=True):
+                await self._live.host.disconnect(to_libp2p(peer_id))
 
     async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > limits.GOSSIP_BYTES_MAX:
