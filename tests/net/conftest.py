@@ -11,7 +11,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-pytest.register_assert_rewrite("tests.net.conformance")
+pytest.register_assert_rewrite("tests.net.conformance", "tests.net.conformance_records")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

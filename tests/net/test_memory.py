@@ -12,6 +12,7 @@ from node.net.interface import Stream
 from node.net.memory import MemoryFabric
 from protocol.units import PeerId
 from tests.net.conformance import *  # noqa: F403 (its tests are collected here)
+from tests.net.conformance_records import *  # noqa: F403
 from tests.net.world import ECHO, MemoryWorld, check_echo, make_pair, where
 
 

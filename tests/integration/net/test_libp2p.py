@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from tests.net.conformance import *  # noqa: F403 (its tests are collected here)
+from tests.net.conformance_records import *  # noqa: F403
 from tests.net.world import LibP2pWorld
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

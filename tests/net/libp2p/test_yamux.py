@@ -101,7 +101,8 @@ async def test_connection_ends_when_the_peer_sends_beyond_its_credit(
             await peer.send(stock.TYPE_DATA, 0, stream.stream_id, len(body), body)
 
     nursery.start_soon(flood)
-    await muxer.start()
+    with trio.fail_after(3600):
+        await muxer.start()
     assert connection.is_closed
     assert trio.current_time() < limits.PING_PERIOD_S
 
