@@ -50,7 +50,7 @@ class Ledger:
         """Write until cancelled; what was accepted before is still written. Raises: LedgerError (cannot open)."""
         await self._in_thread(self._store.open)
         try:
-            ended = await self._in_thread(self._store.end_interrupted)
+            ended = await self._read(self._store.end_interrupted)
             if ended:
                 log.warning("contracts interrupted by the last stop", extra={"count": ended})
             task_status.started()

@@ -68,7 +68,7 @@ _CONTRACT_COLUMNS: Final = (
 
 
 class LedgerStore:
-    """One open database. Every method may raise ``sqlite3.Error``; nothing was written then."""
+    """A database. Every method may raise ``sqlite3.Error``: nothing was written; closed: ``LedgerError``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -76,7 +76,8 @@ class LedgerStore:
 
     @property
     def db(self) -> sqlite3.Connection:
-        assert self._db is not None, "open() comes first"
+        if self._db is None:
+            raise LedgerError(f"{self._path}: the ledger is closed")
         return self._db
 
     def open(self) -> None:
@@ -93,7 +94,11 @@ class LedgerStore:
             self._db.execute("PRAGMA synchronous=FULL")
             self._migrate()
         except sqlite3.Error as exc:
+            self.close()
             raise LedgerError(f"{self._path}: cannot be used as a ledger: {exc}") from exc
+        except LedgerError:
+            self.close()
+            raise
         if is_new:
             # The name itself has to survive a power cut, too.
             folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
@@ -183,9 +188,11 @@ class LedgerStore:
 
     def find_contract(self, prefix: str) -> ContractRow | None:
         """Return the one contract whose id begins with these hex digits; None for none or several."""
+        if not prefix:
+            return None
         found = self.db.execute(
-            f"SELECT {_CONTRACT_COLUMNS} FROM contract WHERE lower(hex(contract_id)) LIKE ? || '%' LIMIT 2",  # noqa: S608 - constants only
-            (prefix.lower(),),
+            f"SELECT {_CONTRACT_COLUMNS} FROM contract WHERE substr(hex(contract_id), 1, ?) = ? LIMIT 2",  # noqa: S608 - constants only
+            (len(prefix), prefix.upper()),
         ).fetchall()
         return _row(found[0]) if len(found) == 1 else None
 
@@ -227,7 +234,7 @@ class LedgerStore:
 
     def end_interrupted(self) -> int:
         """Move contracts that a crash left open to where a lost stream leads; return how many there were."""
-        ended = 0
+        moved = []
         for row in self.contracts(limit=-1):
             if is_final(row.state):
                 continue
@@ -236,9 +243,12 @@ class LedgerStore:
                 if isinstance(row.state, ProviderState)
                 else advance_requester(row.state, RequesterEvent.STREAM_LOST)
             )
-            self.db.execute("UPDATE contract SET state = ? WHERE contract_id = ?", (str(state), row.contract_id))
-            ended += 1
-        return ended
+            moved.append((str(state), row.contract_id))
+        # One transaction, so one wait for the disk.
+        self.db.execute("BEGIN IMMEDIATE")
+        self.db.executemany("UPDATE contract SET state = ? WHERE contract_id = ?", moved)
+        self.db.execute("COMMIT")
+        return len(moved)
 
     def verify(self) -> int:
         """Return the number of entries once the hash chain holds. Raises: LedgerError (it is broken)."""
@@ -272,6 +282,11 @@ def _row(fields: tuple[object, ...]) -> ContractRow:
             pass
         case _:
             raise LedgerError("a contract row has other types than this program wrote")
+    known: type[ProviderState] | type[RequesterState] = ProviderState if role == "provider" else RequesterState
+    try:
+        at = known(state)
+    except ValueError as exc:
+        raise LedgerError(f"contract {contract_id.hex()} is in state {state!r}, unknown to this program") from exc
     return ContractRow(
         contract_id=MessageId(contract_id),
         job_id=JobId(job_id),
@@ -279,7 +294,7 @@ def _row(fields: tuple[object, ...]) -> ContractRow:
         peer_id=PeerId(peer_id),
         model_id=ModelId(model_id),
         model=model,
-        state=ProviderState(state) if role == "provider" else RequesterState(state),
+        state=at,
         tokens_in=tokens_in,
         tokens_out=tokens_out,
         metered=Microcredits(metered),
