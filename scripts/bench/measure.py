@@ -104,6 +104,8 @@ def parser_of(description: str | None, *, rounds: int) -> argparse.ArgumentParse
 
 def format_reports(reports: Sequence[dict[str, Any]]) -> str:  # JSON as ``Report.print`` writes it
     """Return one table of all rows, with the machine above it."""
+    if not reports:
+        return "no benchmark has finished"
     lines = []
     machines = {tuple(report["machine"][key] for key in ("cpu", "cores", "system")) for report in reports}
     for cpu, cores, system in sorted(machines):
