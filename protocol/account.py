@@ -78,6 +78,7 @@ class ProviderAccount:
         self.meters = 0
         self.vouchered = Microcredits(0)
         self._vouchers = 0
+        self._meter_vouchered = 0
         self._tokens_metered = 0
         self._sums: list[Microcredits] = []
 
@@ -139,9 +140,11 @@ class ProviderAccount:
                 f"voucher {voucher.number} pays {voucher.cumulative}, below the {self.vouchered} already promised",
                 reason=Reason.MEANING,
             )
-        if voucher.meter > self.meters:
+        if not self._meter_vouchered < voucher.meter <= self.meters:
             raise RemoteProtocolError(
-                f"voucher {voucher.number} names meter {voucher.meter} of {self.meters}", reason=Reason.MEANING
+                f"voucher {voucher.number} names meter {voucher.meter}: expected one after "
+                f"{self._meter_vouchered}, at most {self.meters}",
+                reason=Reason.MEANING,
             )
         # Against the meter it names, not the latest: nobody else could follow it in a bundle.
         if voucher.cumulative > (metered := self._sums[voucher.meter - 1]):
@@ -151,6 +154,7 @@ class ProviderAccount:
             )
         self.vouchered = Microcredits(voucher.cumulative)
         self._vouchers = voucher.number
+        self._meter_vouchered = voucher.meter
 
     def receipt(self, status: ReceiptStatus, *, profile: str, started_ms: UnixMs, ended_ms: UnixMs) -> Receipt:
         """Return the receipt over the last meter: to be stored, then sent.

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from protocol import limits
 from protocol.errors import Reason, RemoteProtocolError
-from protocol.fields import Bytes, Dtype, Hash, JobKey, Key, Money, SomeTokens, Task, TimeMs
+from protocol.fields import Bytes, Dtype, Hash, JobKey, Key, Money, SomeTokens, Task, TimeMs, Tokens
 from protocol.price import Prices
 from protocol.signed import Signed, SignedMessage
 from protocol.task import Sampling
@@ -43,8 +43,12 @@ class Contract(SignedMessage, frozen=True, kw_only=True):
     input_hash: Hash
     """Over salt and input; the salt travels with the input and is in no signed message."""
     input_bytes: Bytes
+    tokens_held: Tokens
+    """Answer tokens of earlier providers that the input brings along: the first new one has this position."""
     tokens_in_max: SomeTokens
+    """Prompt and held tokens together."""
     tokens_out_max: SomeTokens
+    """New ones, that is without the held."""
     prices: Prices
     price_max: Money
     credit: Money

@@ -211,13 +211,13 @@ def _check_meters_untrusted(
 
 def _check_vouchers_untrusted(vouchers: list[Voucher], metered: dict[int, int], contract_id: MessageId) -> int:
     """Return what the vouchers promise in all; raises nothing but ``RemoteProtocolError``."""
-    promised = 0
+    promised, meter = 0, 0
     for number, voucher in enumerate(vouchers, start=1):
-        if voucher.contract_id != contract_id or voucher.number != number:
+        if voucher.contract_id != contract_id or voucher.number != number or voucher.meter <= meter:
             raise _broken(f"voucher {voucher.number} does not belong at place {number}")
         if not promised <= voucher.cumulative <= metered.get(voucher.meter, -1):
             raise _broken(f"voucher {number} pays {voucher.cumulative} µc, outside what was metered")
-        promised = voucher.cumulative
+        promised, meter = voucher.cumulative, voucher.meter
     return promised
 
 

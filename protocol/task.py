@@ -4,6 +4,7 @@
 signed messages are kept, and prompts must not be.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -14,6 +15,7 @@ from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 from protocol.schema import Message, to_message_untrusted, to_plain
 
 GENERATE: Final = "generate"
+TOKEN_BYTES: Final = 4
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length"]
@@ -35,8 +37,13 @@ class GenerateInput(Message, frozen=True, kw_only=True):
         tuple[Annotated[str, Meta(min_length=1, max_length=limits.STOP_BYTES_MAX)], ...],
         Meta(max_length=limits.STOP_STRINGS_MAX),
     ] = ()
+    held: Annotated[bytes, Meta(max_length=limits.HELD_BYTES_MAX)] = b""
+    """Answer tokens that another provider has delivered already, 4 bytes each, big-endian: the answer goes on
+    after them."""
 
     def __post_init__(self) -> None:
+        if len(self.held) % TOKEN_BYTES:
+            raise ValueError(f"held tokens have {TOKEN_BYTES} bytes each, got {len(self.held)} bytes")
         if bool(self.messages) == bool(self.prompt):
             raise ValueError("expected either messages or a prompt, got " + ("both" if self.prompt else "neither"))
 
@@ -65,6 +72,16 @@ class GenerateOutput(Message, frozen=True, kw_only=True):
     ]
     text: Annotated[str, Meta(max_length=limits.DATA_FRAME_BYTES_MAX // 4)]
     finish: FinishReason | None = None
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Return token ids as an input holds them."""
+    return b"".join(token.to_bytes(TOKEN_BYTES, "big") for token in tokens)
+
+
+def unpack_tokens(held: bytes) -> list[int]:
+    """Return the token ids in a checked input's ``held``."""
+    return [int.from_bytes(held[at : at + TOKEN_BYTES], "big") for at in range(0, len(held), TOKEN_BYTES)]
 
 
 def encode_input(task_input: GenerateInput) -> bytes:

@@ -58,9 +58,10 @@ class ChatCompletions:
             )
             if request.stream:
                 await self._stream(request, head, receive, send)
-            else:
-                response = await self._whole(request, head, receive)
-                await response(scope, receive, send)
+                return
+            response = await self._whole(request, head, receive)
+        # The place is free before the client can know: its next request must not be told that the queue is full.
+        await response(scope, receive, send)
 
     async def _whole(self, request: ChatRequest, head: Head, receive: Receive) -> Response:
         answer = WholeAnswer(head)

@@ -49,6 +49,8 @@ class Prepare(Frame, frozen=True, kw_only=True):
     messages: tuple[ChatMessage, ...]
     prompt: str
     stop: tuple[str, ...]
+    held: bytes
+    """As ``GenerateInput.held``."""
     tokens_out_max: int
 
 

@@ -108,6 +108,7 @@ class WorkerPool:
                     messages=task_input.messages,
                     prompt=task_input.prompt,
                     stop=task_input.stop,
+                    held=task_input.held,
                     tokens_out_max=tokens_out_max,
                 )
             )

@@ -52,7 +52,7 @@ PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassedOver:
-    """This candidate did not take it, or died before its first token; the next one is tried."""
+    """This candidate did not take it, or failed; the next one goes on from the tokens that are there."""
 
     peer_id: PeerId
     code: DeclineCode | PeerFault
@@ -77,7 +77,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The job is complete, the receipt (if any) verified and stored. Always the last event."""
+    """The job is complete, the receipt (if any) verified and stored. Always the last event.
+
+    ``receipt_id`` is None for a job of our own, and where the provider died between answer and receipt.
+    """
 
     job_id: JobId
     peer_id: PeerId
@@ -87,8 +90,12 @@ class Finished:
     tokens_in: int
     tokens_out: int
     cost_microcredits: Microcredits
+    """Over all contracts of the job."""
     first_token_ms: int
+    """From the order on, looking for a provider included."""
     duration_ms: int
+    continued: tuple[MessageId, ...] = ()
+    """Contracts that ended before the answer did, oldest first; ``contract_id`` is the last one's."""
 
 
 JobEvent: TypeAlias = Asking | Quoted | PassedOver | Contracted | Output | Finished
@@ -121,7 +128,7 @@ class PromptTooLongError(OrderError):
 
 
 class JobFailedError(OrderError):
-    """The provider failed after its first token; what came is lost to this stream. ``code`` is a fixed word."""
+    """Every provider failed in mid-answer and nobody is left to go on. ``code`` is a fixed word."""
 
     def __init__(self, message: str, *, code: str) -> None:
         super().__init__(message)

@@ -22,7 +22,7 @@ from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices, not_dearer, price_bound
 from protocol.signed import Signed
-from protocol.task import GenerateInput, decode_input_untrusted
+from protocol.task import TOKEN_BYTES, GenerateInput, decode_input_untrusted
 from protocol.units import MS_PER_S, MessageId, Microcredits, ModelId, PeerId
 
 log = logging.getLogger(__name__)
@@ -338,7 +338,13 @@ async def _read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, Gen
         expected += 1
     if hash_input(salt, bytes(data)) != terms.input_hash:
         raise RemoteProtocolError("the input is not the one that the contract names", reason=Reason.MEANING)
-    return salt, decode_input_untrusted(bytes(data))
+    task_input = decode_input_untrusted(bytes(data))
+    if len(task_input.held) != terms.tokens_held * TOKEN_BYTES:
+        raise RemoteProtocolError(
+            f"the contract speaks of {terms.tokens_held} held tokens, the input of another number",
+            reason=Reason.MEANING,
+        )
+    return salt, task_input
 
 
 def _note_broken(event: str, peer_id: PeerId, exc: Exception) -> None:

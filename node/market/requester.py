@@ -1,6 +1,7 @@
 """The buying side: finds who can run an order, tries them in turn, and runs it here when this node can (spec 03).
 
-No provider is asked twice at once for one order, and none after the first token has gone to the user.
+The requester's own log of answer tokens is the truth: when a provider dies in mid-answer, a new contract goes
+on at the next token with the same seed, so that the reader sees no token lost and none twice.
 """
 
 import logging
@@ -8,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Final
 
+import msgspec
 import trio
 
 from node.clock import to_ms
@@ -31,14 +33,14 @@ from node.market.order import (
     UnknownModelError,
 )
 from node.market.party import Party
-from node.market.requester_job import AttemptFailedError, Purchase, RequesterJob, Terms
+from node.market.requester_job import AnswerLog, AttemptFailedError, Purchase, RequesterJob, Terms
 from node.net.interface import Network
 from protocol import limits
 from protocol.errors import FINAL_DECLINES, DeclineCode, LocalProtocolError
 from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
 from protocol.price import price_bound
-from protocol.task import encode_input
-from protocol.units import MS_PER_S, JobId, Microcredits, PeerId
+from protocol.task import encode_input, pack_tokens
+from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, PeerId
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,8 @@ class Requester:
             if own is not None:
                 await self._run_here(order, job_id, own, sink)
             else:
-                await self._buy(self._make_purchase(order, job_id, ends_at), sink)
+                finished = await self._buy(order, job_id, ends_at, sink)
+                await sink.send(finished)
         if deadline.cancelled_caught:
             raise DeadlineError(f"the order was not complete within its {order.deadline_s:g} s")
 
@@ -171,44 +174,86 @@ class Requester:
 
     # At others.
 
-    def _make_purchase(self, order: Order, job_id: JobId, ends_at: float) -> Purchase:
+    def _make_purchase(self, order: Order, job_id: JobId, ends_at: float, answer_log: AnswerLog) -> Purchase:
+        """Return what is still to be bought. Raises: PromptTooLongError."""
+        held = pack_tokens(answer_log.tokens)
         try:
-            data = encode_input(order.task_input)
+            data = encode_input(msgspec.structs.replace(order.task_input, held=held))
         except LocalProtocolError as exc:
             raise PromptTooLongError(str(exc)) from exc
         template = TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(order.task_input.messages)
         allowed = order.price_max_microcredits
+        price_max = self._config.price_max if allowed is None else allowed
         return Purchase(
             order=order,
             job_id=job_id,
+            log=answer_log,
             data=data,
+            tokens_held=len(answer_log.tokens),
             # No tokeniser makes more tokens than there are bytes.
             tokens_in_max=min(len(data) + template, limits.TOKENS_MAX),
-            price_max=Microcredits(self._config.price_max) if allowed is None else allowed,
+            tokens_out_max=order.tokens_out_max - len(answer_log.tokens),
+            price_max=Microcredits(max(price_max - answer_log.spent, 0)),
             ends_at=ends_at,
         )
 
-    async def _buy(self, purchase: Purchase, sink: trio.MemorySendChannel[JobEvent]) -> None:
-        patience_ends_at = min(trio.current_time() + BUSY_PATIENCE_S, purchase.ends_at)
-        candidates = await self._find(purchase)
+    async def _buy(
+        self, order: Order, job_id: JobId, ends_at: float, sink: trio.MemorySendChannel[JobEvent]
+    ) -> Finished:
+        """Try candidates until the answer is complete; each goes on where the one before it was cut.
+
+        Raises: OrderError.
+        """
+        began = trio.current_time()
+        answer_log = AnswerLog()
         refusals: dict[PeerId, PassedOver] = {}
-        while True:
-            await sink.send(
-                Asking(job_id=purchase.job_id, peer_ids=tuple(candidate.peer_id for candidate in candidates))
-            )
+        receipt_id: MessageId | None = None
+        last_peer = self._party.peer_id
+        while answer_log.finish is None and len(answer_log.tokens) < order.tokens_out_max:
+            purchase = self._make_purchase(order, job_id, ends_at, answer_log)
+            candidates = await self._next_candidates(purchase, refusals, patience_ends_at=began + BUSY_PATIENCE_S)
+            await sink.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
             for candidate in candidates:
-                finished = await self._try(purchase, candidate, refusals, sink)
-                if finished is not None:
-                    await sink.send(finished)
-                    return
-            busy = {peer for peer, passed in refusals.items() if passed.code == DeclineCode.BUSY}
-            if not busy or trio.current_time() + BUSY_RETRY_S >= patience_ends_at:
-                raise _nobody(tuple(refusals.values()))
+                last_peer = candidate.peer_id
+                held = len(answer_log.tokens)
+                receipt_id = await self._try(purchase, candidate, refusals, sink)
+                if answer_log.finish is not None or len(answer_log.tokens) > held:
+                    break
+        first_token_at = began if answer_log.first_token_at is None else answer_log.first_token_at
+        return Finished(
+            job_id=job_id,
+            peer_id=last_peer,
+            contract_id=answer_log.contract_ids[-1],
+            receipt_id=receipt_id,
+            finish=answer_log.finish or "length",
+            tokens_in=answer_log.tokens_in,
+            tokens_out=len(answer_log.tokens),
+            cost_microcredits=Microcredits(answer_log.spent),
+            first_token_ms=to_ms(first_token_at - began),
+            duration_ms=to_ms(trio.current_time() - began),
+            continued=tuple(answer_log.contract_ids[:-1]),
+        )
+
+    async def _next_candidates(
+        self, purchase: Purchase, refusals: dict[PeerId, PassedOver], *, patience_ends_at: float
+    ) -> list[Candidate]:
+        """Return whom to try now: those not tried yet, else, after a pause, those that were busy.
+
+        Raises: OrderError: nobody is left.
+        """
+        if not refusals:
+            return await self._find(purchase)
+        fresh = [it for it in self._ranked(purchase) if it.peer_id not in refusals]
+        if fresh:
+            return fresh
+        busy = {peer for peer, passed in refusals.items() if passed.code == DeclineCode.BUSY}
+        if busy and trio.current_time() + BUSY_RETRY_S < patience_ends_at:
             # Full jitter: a hundred requesters that were refused together must not come back together.
             await trio.sleep(BUSY_RETRY_S * (1 + self._party.entropy(1)[0] / 255))
-            candidates = [it for it in await self._find(purchase) if it.peer_id in busy]
-            if not candidates:
-                raise _nobody(tuple(refusals.values()))
+            again = [it for it in self._ranked(purchase) if it.peer_id in busy]
+            if again:
+                return again
+        raise _nobody(purchase.log, tuple(refusals.values()))
 
     async def _find(self, purchase: Purchase) -> list[Candidate]:
         """Return who may be tried, best first. Raises: UnknownModelError."""
@@ -222,6 +267,11 @@ class Requester:
             known = {model.name for model in self._executor.models()}
             known.update(self._directory.model_names(self._party.now_ms()))
             raise UnknownModelError(order.model, tuple(sorted(known)))
+        return self._ranked(purchase)
+
+    def _ranked(self, purchase: Purchase) -> list[Candidate]:
+        wanted = purchase.log.dtype
+        found = [it for it in self._matching(purchase.order) if wanted is None or it.offer.dtype == wanted]
         return sorted(found, key=lambda candidate: self._rank(purchase, candidate))[:CANDIDATES_MAX]
 
     def _matching(self, order: Order) -> list[Candidate]:
@@ -236,7 +286,7 @@ class Requester:
         bound = price_bound(
             offer.prices,
             tokens_in_max=min(purchase.tokens_in_max, offer.context_tokens),
-            tokens_out_max=purchase.order.tokens_out_max,
+            tokens_out_max=purchase.tokens_out_max,
             duration_ms_max=0,
         )
         draw = sha256(purchase.job_id + candidate.peer_id).digest()
@@ -248,23 +298,21 @@ class Requester:
         candidate: Candidate,
         refusals: dict[PeerId, PassedOver],
         sink: trio.MemorySendChannel[JobEvent],
-    ) -> Finished | None:
-        """Return ``Finished``, or None after noting why this one is passed over.
+    ) -> MessageId | None:
+        """Return the receipt's id, or None after noting why this one is passed over.
 
-        Raises: OrderError: it failed after its first token, or nobody can do better.
+        Raises: OrderError: nobody can do better.
         """
         job = RequesterJob(self._party, purchase, candidate, emit=sink.send)
         self.jobs[purchase.job_id] = job
         try:
             return await self._attempt(job, purchase, candidate)
         except AttemptFailedError as exc:
-            if job.tokens_out > 0:
-                raise JobFailedError(f"the provider failed in mid-answer: {exc}", code=exc.code) from exc
             passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
             refusals[candidate.peer_id] = passed
             await sink.send(passed)
             if exc.code in FINAL_DECLINES:
-                raise _nobody(tuple(refusals.values())) from exc
+                raise _nobody(purchase.log, tuple(refusals.values())) from exc
             if exc.code in ("unreachable", "silent", "broke_protocol"):
                 # Until it says something new, nobody here need wait for it again.
                 self._directory.forget(candidate.peer_id)
@@ -273,9 +321,9 @@ class Requester:
         finally:
             del self.jobs[purchase.job_id]
 
-    async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> Finished:
+    async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> MessageId:
         order = purchase.order
-        if order.tokens_out_max >= candidate.offer.context_tokens:
+        if purchase.tokens_held + purchase.tokens_out_max >= candidate.offer.context_tokens:
             raise AttemptFailedError(
                 DeclineCode.CONTEXT_EXCEEDED,
                 f"{order.tokens_out_max} answer tokens do not fit a context of {candidate.offer.context_tokens}",
@@ -309,8 +357,14 @@ def _refusal(code: str, message: str) -> OrderError:
     return JobFailedError(message, code=code)
 
 
-def _nobody(refusals: tuple[PassedOver, ...]) -> OrderError:
-    """Name the failure by what the refusals share: a prompt that fits nowhere is the user's to shorten."""
+def _nobody(answer_log: AnswerLog, refusals: tuple[PassedOver, ...]) -> OrderError:
+    """Name the failure: the answer was cut, the prompt fits nowhere, or nobody wanted the job."""
+    if answer_log.tokens:
+        last = refusals[-1]
+        return JobFailedError(
+            f"the answer was cut after {len(answer_log.tokens)} tokens, nobody is left to go on: {last.message}",
+            code=str(last.code),
+        )
     if refusals and all(passed.code == DeclineCode.CONTEXT_EXCEEDED for passed in refusals):
         return PromptTooLongError(refusals[0].message)
     return NobodyWillingError(refusals)

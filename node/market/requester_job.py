@@ -1,12 +1,12 @@
 """One attempt at one provider, from the requester's side: ask, contract, stream, pay, close (spec 03, 05, 07).
 
-The requester recounts everything and trusts nothing it cannot recompute. An attempt ends in ``Finished``, or in an
+The requester recounts everything and trusts nothing it cannot recompute. An attempt ends with a receipt, or in an
 ``AttemptFailedError`` that says whether the next provider may be asked, and from when.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import trio
@@ -15,7 +15,7 @@ from node.clock import to_ms
 from node.discovery.directory import Candidate
 from node.errors import LedgerError, StreamLostError
 from node.ledger.entries import ContractRow, Entry
-from node.market.order import Contracted, Finished, JobEvent, Order, Output, PeerFault, Quoted
+from node.market.order import Contracted, JobEvent, Order, Output, PeerFault, Quoted
 from node.market.party import Line, Party
 from node.net.interface import Stream
 from protocol import limits
@@ -31,6 +31,7 @@ from protocol.price import Prices, price_bound
 from protocol.receipt import Receipt
 from protocol.signed import Signed, SignedMessage
 from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
+from protocol.task import FinishReason
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 from protocol.voucher import Meter
 
@@ -75,15 +76,33 @@ class Terms:
     voucher_window_tokens: int
 
 
+@dataclass(slots=True, kw_only=True)
+class AnswerLog:
+    """What one order has got so far, whoever delivered it: the truth from which another provider goes on."""
+
+    tokens: list[int] = field(default_factory=list)
+    finish: FinishReason | None = None
+    tokens_in: int = 0
+    """Of the first contract: later ones count the held tokens, too."""
+    spent: int = 0
+    first_token_at: float | None = None
+    contract_ids: list[MessageId] = field(default_factory=list)
+    dtype: Dtype | None = None
+    """Whoever goes on has to compute in the same type."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purchase:
-    """An order made exact: what every attempt at it shares."""
+    """An order made exact for one attempt."""
 
     order: Order
     job_id: JobId
+    log: AnswerLog
     data: bytes
-    """The encoded input."""
+    """The encoded input, the tokens of the log among it."""
+    tokens_held: int
     tokens_in_max: int
+    tokens_out_max: int
     price_max: Microcredits
     ends_at: float
     """In trio time."""
@@ -104,7 +123,6 @@ class RequesterJob:
         self._salt = b""
         self._tokens_in = 0
         self._sent_at = 0.0
-        self._first_token_ms = 0
 
     @property
     def peer_id(self) -> PeerId:
@@ -150,7 +168,7 @@ class RequesterJob:
             model_id=self._candidate.offer.model_id,
             input_bytes=len(purchase.data),
             tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=purchase.order.tokens_out_max,
+            tokens_out_max=purchase.tokens_out_max,
             price_max=purchase.price_max,
         )
 
@@ -200,8 +218,8 @@ class RequesterJob:
 
     # The contract.
 
-    async def buy(self, stream: Stream, terms: Terms) -> Finished:
-        """Contract, receive, pay and close.
+    async def buy(self, stream: Stream, terms: Terms) -> MessageId:
+        """Contract, receive, pay and close; return the receipt's id. The answer itself goes into the log.
 
         Cancelling tells the provider so, takes its receipt and pays what it had metered, within ``FAREWELL_S``.
 
@@ -218,7 +236,7 @@ class RequesterJob:
         except (StreamLostError, trio.TooSlowError) as exc:
             silent = isinstance(exc, trio.TooSlowError)
             wait_s = await self._lose(RequesterEvent.PROVIDER_SILENT if silent else RequesterEvent.STREAM_LOST)
-            raise _failed(exc, "no sign of life", wait_s=wait_s) from exc
+            raise _failed(exc, "no sign of life" if silent else "gone", wait_s=wait_s) from exc
         except AttemptFailedError:
             raise
         except BaseException:
@@ -257,8 +275,9 @@ class RequesterJob:
             sampling=purchase.order.sampling,
             input_hash=hash_input(self._salt, purchase.data),
             input_bytes=len(purchase.data),
+            tokens_held=purchase.tokens_held,
             tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=purchase.order.tokens_out_max,
+            tokens_out_max=purchase.tokens_out_max,
             prices=terms.prices,
             price_max=terms.price_max,
             credit=terms.credit,
@@ -285,6 +304,11 @@ class RequesterJob:
                 reason=Reason.MEANING,
             )
         self._tokens_in = accept.tokens_in
+        answer_log = self._purchase.log
+        if not answer_log.contract_ids:
+            answer_log.tokens_in = accept.tokens_in
+        answer_log.contract_ids.append(contract.message_id)
+        answer_log.dtype = contract.message.dtype
         self._account = RequesterAccount(
             contract.message_id, contract.message, salt=self._salt, tokens_in=accept.tokens_in
         )
@@ -301,8 +325,8 @@ class RequesterJob:
 
     # The answer.
 
-    async def _receive(self, line: Line) -> Finished:
-        """Return once the receipt of a complete answer is checked and closed."""
+    async def _receive(self, line: Line) -> MessageId:
+        """Return the receipt's id once the receipt of a complete answer is checked and closed."""
         while True:
             with trio.fail_at(min(trio.current_time() + limits.SILENCE_MS_MAX / MS_PER_S, self._state_ends_at())):
                 frame = await line.receive_untrusted()
@@ -330,16 +354,23 @@ class RequesterJob:
         output = self._running_account().output_untrusted(sequence, data)
         if self.state is RequesterState.FORMED:
             self._move(RequesterEvent.OUTPUT_CAME)
-            self._first_token_ms = self._elapsed_ms()
+        answer_log = self._purchase.log
+        if answer_log.first_token_at is None:
+            answer_log.first_token_at = trio.current_time()
+        answer_log.tokens += output.tokens
+        answer_log.finish = output.finish
         await self._emit(Output(tokens=output.tokens, text=output.text))
 
     async def _pay(self, line: Line, meter: Meter, signed: Signed[SignedMessage]) -> None:
-        voucher = self._party.sign(self._running_account().meter_untrusted(meter, self._elapsed_ms()))
+        account = self._running_account()
+        before = account.promised
+        voucher = self._party.sign(account.meter_untrusted(meter, self._elapsed_ms()))
+        self._purchase.log.spent += account.promised - before
         await self._store(signed, voucher)
         await line.tell(voucher)
 
-    async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> Finished:
-        """Check the receipt, close the contract, and return or raise by what it says."""
+    async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> MessageId:
+        """Check the receipt, close the contract, and return its id or raise by what it says."""
         account = self._running_account()
         account.receipt_untrusted(receipt)
         self._move(RequesterEvent.RECEIPT_CAME)
@@ -350,18 +381,7 @@ class RequesterJob:
         await self._part(line)
         if receipt.status != "complete" or account.delivered.finish is None:
             raise AttemptFailedError("failed", f"the provider ended the job: {receipt.status}")
-        return Finished(
-            job_id=self.job_id,
-            peer_id=self.peer_id,
-            contract_id=self._contract().message_id,
-            receipt_id=signed.message_id,
-            finish=account.delivered.finish,
-            tokens_in=self._tokens_in,
-            tokens_out=account.delivered.tokens,
-            cost_microcredits=account.promised,
-            first_token_ms=self._first_token_ms,
-            duration_ms=self._elapsed_ms(),
-        )
+        return signed.message_id
 
     async def _part(self, line: Line) -> None:
         """End the stream and wait for the provider's end mark: then its books are closed, too.
@@ -440,7 +460,7 @@ class RequesterJob:
         return price_bound(
             prices,
             tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=self._purchase.order.tokens_out_max,
+            tokens_out_max=self._purchase.tokens_out_max,
             duration_ms_max=self._life_ms(),
         )
 

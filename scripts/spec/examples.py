@@ -150,6 +150,7 @@ def contract(answers: MessageId) -> Contract:
         sampling=Sampling(temperature_milli=700, top_p_milli=950, seed=7),
         input_hash=hash_input(SALT, INPUT_BYTES),
         input_bytes=len(INPUT_BYTES),
+        tokens_held=0,
         tokens_in_max=64,
         tokens_out_max=16,
         prices=PRICES,

@@ -28,7 +28,7 @@ from protocol.identity import peer_id_to_text
 from protocol.price import cost
 from protocol.schema import to_plain
 from protocol.signed import Signed, SignedMessage, sign
-from protocol.task import GenerateInput, encode_input, encode_output
+from protocol.task import GenerateInput, encode_input, encode_output, pack_tokens
 from scripts.spec import examples
 from scripts.spec.bundles import evidence
 from scripts.spec.edge_keys import edge_cases
@@ -305,12 +305,14 @@ def frames() -> Json:
 
 def tasks() -> Json:
     raw = GenerateInput(prompt="Once upon a time")
+    continued = GenerateInput(prompt="Once upon a time", held=pack_tokens((9707, 1 << 24)))
     refused: dict[str, Plain] = {
         "neither messages nor prompt": {},
         "both messages and prompt": {"messages": [{"role": "user", "content": "a"}], "prompt": "b"},
         "role outside the list": {"messages": [{"role": "tool", "content": "a"}]},
         "nine stop strings": {"prompt": "a", "stop": ["x"] * 9},
         "empty stop string": {"prompt": "a", "stop": [""]},
+        "held bytes that are no tokens": {"prompt": "a", "held": b"\x00\x01"},
         "unknown field": {"prompt": "a", "top_k": 1},
     }
     return {
@@ -321,7 +323,7 @@ def tasks() -> Json:
                 "salt": examples.SALT.hex(),
                 "input_hash": hash_input(examples.SALT, data).hex(),
             }
-            for value in (examples.INPUT, raw)
+            for value in (examples.INPUT, raw, continued)
         ],
         "invalid": [
             {"name": name, "hex": encode(value).hex(), "reason": "schema"} for name, value in refused.items()

@@ -31,6 +31,7 @@ from protocol.task import ChatMessage
             messages=(ChatMessage(role="user", content="é"),),
             prompt="",
             stop=("x",),
+            held=b"\x00\x00\x00\x07",
             tokens_out_max=4,
         ),
     ],

@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ from protocol.evidence import describe_untrusted, verify_bundle_untrusted
 MODEL = "smollm2-135m-instruct"
 STORE = Path(sys.prefix) / "share" / "models"
 ANSWER_WAIT_S = 240.0
-BASE_CONFIG = (Path(__file__).parents[2] / "configs" / "testnet.toml").read_text("utf-8")
+# fp32: an answer that goes on at another provider is then the same to the last letter.
+BASE_CONFIG = (
+    (Path(__file__).parents[2] / "configs" / "testnet.toml")
+    .read_text("utf-8")
+    .replace("[worker]\n", '[worker]\ndtype = "fp32"\n')
+)
 
 pytestmark = [
     pytest.mark.integration,
@@ -201,6 +206,54 @@ def test_requester_takes_the_next_provider_when_one_freezes(network: Network) ->
         assert answer["souk"]["peer"] == alive.peer_id
     finally:
         process.send_signal(signal.SIGCONT)
+
+
+def test_answer_goes_on_at_the_next_token_when_its_provider_is_killed(network: Network) -> None:
+    requester = network.nodes[3]
+    prompt, sampling = "Tell me a story about a fox.", {"temperature": 0.8, "seed": 5, "max_tokens": 64}
+    status, undisturbed = chat(requester, prompt, **sampling)
+    assert status == 200, undisturbed
+    victims: list[Node] = []
+
+    def kill_provider(phase: dict[str, Any], words: int) -> None:
+        if phase and not victims and words == 10:
+            victims.extend(node for node in network.nodes if node.peer_id == phase["peer"])
+            os.kill(victims[0].pid, signal.SIGKILL)
+
+    text, phases, souk_block = stream_chat(requester, prompt, kill_provider, **sampling)
+    assert len(victims) == 1
+    assert [phase["phase"] for phase in phases if phase["phase"] == "contracted"] == ["contracted"] * 2
+    assert text == text_of(undisturbed)
+    assert souk_block["peer"] != victims[0].peer_id
+    assert souk_block["cost_microcredits"] > 0
+
+
+def stream_chat(
+    node: Node, prompt: str, watch: Callable[[dict[str, Any], int], None], **fields: Any
+) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
+    """Return (text, phases, souk block); ``watch`` sees the last contract and the pieces so far after each piece."""
+    home = Home(Path(node.home))
+    connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=ANSWER_WAIT_S)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
+    headers = {"authorization": f"Bearer {home.read_token()}", "content-type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+    answer = connection.getresponse()
+    assert answer.status == 200, answer.read()
+    pieces: list[str] = []
+    phases: list[dict[str, Any]] = []
+    block: dict[str, Any] = {}
+    while line := answer.readline().decode():
+        if line.startswith(": souk "):
+            phases.append(json.loads(line.removeprefix(": souk ")))
+        elif line.startswith("data: {"):
+            chunk = json.loads(line.removeprefix("data: "))
+            assert "error" not in chunk, chunk
+            block = chunk.get("souk", block)
+            pieces += [choice["delta"].get("content", "") for choice in chunk["choices"]]
+            contracts = [phase for phase in phases if phase["phase"] == "contracted"]
+            watch(contracts[-1] if contracts else {}, len(pieces))
+    connection.close()
+    return "".join(pieces), phases, block
 
 
 def test_node_started_after_the_others_finds_the_model(network: Network, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ class Engine:
         chosen = choose(
             logits,
             [sequence.sampling for sequence in sequences],
-            [sequence.answer_tokens for sequence in sequences],
+            [sequence.position for sequence in sequences],
         )
         return list(zip(sequences, chosen, strict=True))
 

@@ -23,6 +23,8 @@ class Sequence:
     tokens_out_max: int
     sampling: Sampling
     stop_tokens: frozenset[int]
+    first_position: int = 0
+    """Answer tokens at the end of the prompt: this answer goes on where another worker's was cut."""
     cached: int = 0
     slot: int = NO_SLOT
 
@@ -32,7 +34,13 @@ class Sequence:
 
     @property
     def answer_tokens(self) -> int:
+        """Tokens chosen here."""
         return len(self.tokens) - self.prompt_tokens
+
+    @property
+    def position(self) -> int:
+        """Position of the next token in the whole answer; the sampling noise depends on it."""
+        return self.first_position + self.answer_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from node.execution.engine.scheduler import Sequence
 from node.execution.engine.text import TextCodec, TextStream, load_codec
 from node.execution.frames import Load, Prepare, Start, StepPiece
 from node.execution.shape import read_shape
-from protocol.task import FinishReason, Sampling
+from protocol.task import FinishReason, Sampling, unpack_tokens
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,6 +29,8 @@ class HeldPrompt:
     request: int
     model: bytes
     tokens: list[int]
+    """The rendered conversation, then the answer tokens that came with it."""
+    held: list[int]
     stop: tuple[str, ...]
 
 
@@ -47,7 +49,8 @@ class ServedModel:
         Raises:
             JobRefusedError: ``input``, or ``context_exceeded`` with the limit in the message.
         """
-        tokens = self._codec.encode(frame.messages, frame.prompt)
+        held = unpack_tokens(frame.held)
+        tokens = self._codec.encode(frame.messages, frame.prompt) + held
         limit = self._load.context_tokens
         if len(tokens) + frame.tokens_out_max > limit:
             raise JobRefusedError(
@@ -57,14 +60,23 @@ class ServedModel:
             )
         if max(tokens) >= self.model.shape.vocabulary:
             raise JobRefusedError("the prompt has tokens that the model does not know", code="input")
-        return HeldPrompt(request=frame.request, model=frame.model, tokens=tokens, stop=frame.stop)
+        if self._stop_tokens.intersection(held) or self._stream_after(held, frame.stop).stopped:
+            raise JobRefusedError("the answer that was brought along is complete", code="input")
+        return HeldPrompt(request=frame.request, model=frame.model, tokens=tokens, held=held, stop=frame.stop)
+
+    def _stream_after(self, held: list[int], stop: tuple[str, ...]) -> TextStream:
+        """Return a decoder that has said what those tokens say: text depends on nothing but tokens and stops."""
+        stream = self._codec.stream(stop)
+        for token in held:
+            stream.push(token)
+        return stream
 
     def start(self, held: HeldPrompt, frame: Start) -> None:
         """Queue a held prompt; ``tokens_out_max`` is at most what was prepared for."""
         sampling = Sampling(
             temperature_milli=frame.temperature_milli, top_p_milli=frame.top_p_milli, seed=frame.seed
         )
-        self._streams[held.request] = self._codec.stream(held.stop)
+        self._streams[held.request] = self._stream_after(held.held, held.stop)
         self.engine.add(
             Sequence(
                 request=held.request,
@@ -73,6 +85,7 @@ class ServedModel:
                 tokens_out_max=frame.tokens_out_max,
                 sampling=sampling,
                 stop_tokens=self._stop_tokens,
+                first_position=len(held.held),
             )
         )
 

@@ -62,7 +62,7 @@ def load(folder: Path, **fields: object) -> Load:
 
 
 def prepare(request: int, prompt: str = "abc", *, out: int = 100, model: bytes = MODEL) -> Prepare:
-    return Prepare(request=request, model=model, messages=(), prompt=prompt, stop=(), tokens_out_max=out)
+    return Prepare(request=request, model=model, messages=(), prompt=prompt, stop=(), held=b"", tokens_out_max=out)
 
 
 def start(request: int, *, out: int = 100) -> Start:
@@ -134,6 +134,7 @@ def test_worker_leaves_nothing_in_a_slot_when_it_has_measured(tiny_folder: Path)
         messages=(ChatMessage(role="user", content="hé"),),
         prompt="",
         stop=(),
+        held=b"",
         tokens_out_max=2,
     )
     link = run(tiny_folder, [Measure(request=8, model=MODEL), with_messages, start(2, out=2)], steps=2)
