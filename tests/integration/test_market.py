@@ -231,7 +231,7 @@ def test_answer_goes_on_at_the_next_token_when_its_provider_is_killed(network: N
 def stream_chat(
     node: Node, prompt: str, watch: Callable[[dict[str, Any], int], None], **fields: Any
 ) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
-    """Return (text, phases, souk block); ``watch`` sees the last contract and the pieces so far after each piece."""
+    """Return (text, phases, souk block); after each piece ``watch`` sees the last contract and their number."""
     home = Home(Path(node.home))
     connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=ANSWER_WAIT_S)
     body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "stream": True, **fields}
