@@ -102,7 +102,7 @@ class Dialer:
         """Dial address by address: the library dials one for each transport, and no loopback beside others."""
         if not addresses:
             raise TransportError(f"no address of peer {peer} is known: dial it or remember one first")
-        # A failed dial blocks the peer for 60 s, long after it is back.
+        # A failed dial blocks the peer for 60 s, long after it is back. Ours go around it, lookups would not.
         self._swarm.unblock_peer(peer)
         failures = []
         for where in addresses:

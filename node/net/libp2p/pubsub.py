@@ -37,21 +37,12 @@ class SafePubsub(Pubsub):
         except Exception as exc:  # the edge of one message: whatever a peer wrote into it, the service goes on
             log.warning("gossip_message_failed", extra={"peer": str(msg_forwarder), "cause": repr(exc)})
 
-    async def handle_dead_peer_queue(self) -> None:
-        """Register a peer anew when its old connection has ended and another is there.
-
-        Stock does nothing while any connection is left: after a quick restart of a peer it kept the dead stream,
-        and neither heard the other's gossip any more.
-        """
-        async with self.dead_peer_receive_channel:
-            self.event_handle_dead_peer_queue_started.set()
-            async for peer in self.dead_peer_receive_channel:
-                stream = self.peers.get(peer)
-                if stream is None or stream.muxed_conn.is_closed:
-                    self._handle_dead_peer(peer)
-
     def _handle_dead_peer(self, peer_id: ID) -> None:
-        """Keep the subscriptions of a peer that is still connected: they came over its new connection."""
+        """Keep the subscriptions of a peer that is still connected.
+
+        When one of two connections ends, stock opens its stream anew but forgets what the peer subscribes to; the
+        peer does not tell again, and hears nothing more.
+        """
         topics = [topic for topic, peers in self.peer_topics.items() if peer_id in peers]
         super()._handle_dead_peer(peer_id)
         if topics and self._peer_is_connected(peer_id):

@@ -40,6 +40,9 @@ async def test_reader_sees_the_new_value_when_it_has_read_the_old_one(world: Lib
     await _connect_all(world, writer, reader, third)
     for value in (b"ok1", b"ok22", b"ok333"):
         await writer.put_record("/test/a", value)
+        assert reader._live is not None
+        # As if it were one of many readers, of whom only a few are asked to keep the record.
+        reader._live.records.service.value_store.put(b"/test/a", b"ok")
         assert await reader.get_record("/test/a") == value
 
 
@@ -61,5 +64,13 @@ async def test_node_of_another_network_is_no_member_of_our_dht(world: LibP2pWorl
     ours, foreign = _keeper(1, strict=True), _keeper(2, strict=True, network=NetworkId(b"\x01" * 32))
     await _connect_all(world, ours, foreign)
     assert ours.connected_peers() == {foreign.peer_id}
+    assert ours._live is not None
+    assert ours._live.records.service.get_routing_table_size() == 0
     with pytest.raises(TransportError, match="no node took"):
         await ours.put_record("/test/a", b"ok")
+    member = _keeper(3, strict=True)
+    await world.start(member)
+    await member.dial(ours.addresses[0])
+    await world.mesh()
+    assert ours._live.records.service.get_routing_table_size() == 1
+    await ours.put_record("/test/a", b"ok")

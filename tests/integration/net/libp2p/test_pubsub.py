@@ -4,11 +4,13 @@ import pytest
 from libp2p.crypto.rsa import create_new_key_pair as create_rsa_key_pair
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
+from multiaddr import Multiaddr
 
 from node.net import limits
 from node.net.libp2p import LibP2pNetwork
+from node.net.libp2p.host import DaemonSwarm
 from protocol.units import PeerId
-from tests.integration.net.libp2p.hosts import open_raw
+from tests.integration.net.libp2p.hosts import host_of, open_raw
 from tests.net.world import NETWORK, LibP2pWorld, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -23,11 +25,16 @@ class Listeners:
         self.heard: list[bytes] = []
         self.world = world
         self.one, self.two = world.make(), world.make()
-        self.one.subscribe(TOPIC, lambda _peer, _data: True)
+        self.heard_by_one: list[bytes] = []
+        self.one.subscribe(TOPIC, self.hear_as_one)
         self.two.subscribe(TOPIC, self.hear)
 
     def hear(self, peer_id: PeerId, data: bytes) -> bool:
         self.heard.append(data)
+        return True
+
+    def hear_as_one(self, peer_id: PeerId, data: bytes) -> bool:
+        self.heard_by_one.append(data)
         return True
 
     async def start(self) -> None:
@@ -84,8 +91,10 @@ async def test_message_is_dropped_unread_when_it_is_too_large(world: LibP2pWorld
 async def test_messages_are_heard_when_their_author_restarts_at_once(world: LibP2pWorld) -> None:
     both = Listeners(world)
     await both.start()
-    await both.one.publish(TOPIC, b"before")
-    await eventually(lambda: both.heard == [b"before"])
+    # Stock numbers messages from the second of the start: the restarted node would repeat numbers.
+    for number in range(20):
+        await both.one.publish(TOPIC, b"%d" % number)
+    await eventually(lambda: len(both.heard) == 20)
     await world.stop(both.one)
     again = LibP2pNetwork((1).to_bytes(32, "big"), listen=("/ip4/127.0.0.1/tcp/0",), network=NETWORK)
     assert again.peer_id == both.one.peer_id
@@ -94,7 +103,24 @@ async def test_messages_are_heard_when_their_author_restarts_at_once(world: LibP
     await again.dial(both.two.addresses[0])
     await world.mesh()
     await again.publish(TOPIC, b"after")
-    await eventually(lambda: both.heard == [b"before", b"after"])
+    await eventually(lambda: both.heard[20:] == [b"after"])
+
+
+async def test_gossip_goes_on_when_one_of_two_connections_ends(world: LibP2pWorld) -> None:
+    both = Listeners(world)
+    await both.start()
+    (old,) = host_of(both.two).get_network().get_connections()
+    swarm = host_of(both.one).get_network()
+    assert isinstance(swarm, DaemonSwarm)
+    address = Multiaddr(both.two.addresses[0].partition("/p2p/")[0])
+    await swarm.dial_addr(address, host_of(both.two).get_id())
+    await eventually(lambda: len(host_of(both.two).get_network().get_connections()) == 2)
+    await old.close()
+    await world.mesh()
+    await both.one.publish(TOPIC, b"forth")
+    await eventually(lambda: b"forth" in both.heard)
+    await both.two.publish(TOPIC, b"back")
+    await eventually(lambda: b"back" in both.heard_by_one)
 
 
 async def test_fifty_messages_in_a_burst_all_arrive(world: LibP2pWorld) -> None:
