@@ -128,7 +128,7 @@ async def test_node_stops_within_two_seconds_when_it_has_twenty_connections(worl
     hub = world.make()
     await world.start(hub)
     for _ in range(20):
-        node = world.make()
+        node = world.make_stranger()
         await world.start(node)
         await node.dial(hub.addresses[0])
     with trio.fail_after(2):
