@@ -26,7 +26,7 @@ from protocol.signed import Signed, SignedMessage
 from protocol.states import ProviderEvent, ProviderState, advance_provider, is_final
 from protocol.task import GenerateOutput
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, UnixMs
-from protocol.voucher import Voucher
+from protocol.voucher import Meter, Voucher
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class ProviderJob:
         self._receipt: Signed[Receipt] | None = None
         self._work = trio.CancelScope()
         self._line_is_lost = False
+        self._heard: list[Signed[SignedMessage]] = []
         self._accepted_at = 0.0
         self._paused_at = 0.0
         self._receipt_at = 0.0
@@ -220,6 +221,8 @@ class ProviderJob:
                     continue
                 await self._answer(event)
                 await self._answer_what_waits(inbox)
+                # One write for all that was heard, and before anything is said that rests on it.
+                await self._store_heard()
                 await self._deliver()
             if not self._line_is_lost:
                 if self.state is not ProviderState.CLOSED:
@@ -281,14 +284,14 @@ class ProviderJob:
                 self._account.voucher_untrusted(voucher)
                 if self.state is ProviderState.PAUSED_UNPAID and not self._must_pause():
                     self._move(ProviderEvent.VOUCHER_CAME)
-                await self._store(signed)
+                self._heard.append(signed)
             case Closing() as closing if self._receipt is not None:
                 self._account.closing_untrusted(closing, self._receipt.message_id)
                 if self.state is ProviderState.FINISHED:
                     self._move(ProviderEvent.CLOSING_CAME)
-                await self._store(signed)
+                self._heard.append(signed)
             case Cancel() as cancel if cancel.contract_id == self._contract.message_id:
-                await self._store(signed)
+                self._heard.append(signed)
                 await self._end(ProviderEvent.CANCEL_CAME, "partial")
             case _:
                 log.info("message out of order ignored", extra={"kind": signed.envelope.kind})
@@ -301,15 +304,20 @@ class ProviderJob:
             output = self._next_output()
             sequence, data = self._account.output(output)
             await self._line.send(OutputFrame(sequence, data))
-            is_last = output.finish is not None
-            if is_last or self._account.window_is_full():
-                await self._send_meter(final=is_last)
-            if is_last:
-                await self._send_receipt("complete")
+            if output.finish is not None:
+                meter = self._make_meter(final=True)
+                receipt = self._make_receipt("complete")
                 self._move(ProviderEvent.RECEIPT_SENT)
                 self._receipt_at = trio.current_time()
-                await self._store()
-            elif self._must_pause():
+                await self._store(meter, receipt)
+                await self._line.tell(meter)
+                await self._line.tell(receipt)
+                return
+            if self._account.window_is_full():
+                meter = self._make_meter(final=False)
+                await self._store(meter)
+                await self._line.tell(meter)
+            if self._must_pause():
                 self._move(ProviderEvent.CREDIT_USED_UP)
                 self._paused_at = trio.current_time()
 
@@ -326,17 +334,10 @@ class ProviderJob:
             finish = piece.finish
         return GenerateOutput(tokens=tuple(tokens), text="".join(text), finish=finish)
 
-    async def _send_meter(self, *, final: bool) -> None:
-        meter = self._party.sign(self._account.meter(self._elapsed_ms(), final=final))
-        await self._store(meter)
-        await self._line.tell(meter)
+    def _make_meter(self, *, final: bool) -> Signed[Meter]:
+        return self._party.sign(self._account.meter(self._elapsed_ms(), final=final))
 
-    async def _send_receipt(self, status: ReceiptStatus) -> None:
-        await self._make_receipt(status)
-        assert self._receipt is not None
-        await self._line.tell(self._receipt)
-
-    async def _make_receipt(self, status: ReceiptStatus) -> None:
+    def _make_receipt(self, status: ReceiptStatus) -> Signed[Receipt]:
         started = UnixMs(self._accept.message.accepted_at_ms)
         self._receipt = self._party.sign(
             self._account.receipt(
@@ -346,32 +347,37 @@ class ProviderJob:
                 ended_ms=UnixMs(started + self._elapsed_ms()),
             )
         )
-        await self._store(self._receipt)
+        return self._receipt
 
     # Early ends.
 
     async def _end(self, event: ProviderEvent, status: ReceiptStatus) -> None:
         """Stop the work and say so with a receipt; nothing is metered any more."""
-        self._work.cancel()
-        self._waiting.clear()
-        already = self._receipt is not None
+        self._stop_working()
         self._move(event)
-        if already:
+        if self._receipt is not None:
             await self._store()
-        else:
-            await self._send_receipt(status)
+            return
+        receipt = self._make_receipt(status)
+        await self._store(receipt)
+        await self._line.tell(receipt)
 
     async def _line_lost(self) -> None:
         """Nobody listens: keep the receipt for whoever asks later."""
         self._line_is_lost = True
-        self._work.cancel()
+        self._stop_working()
         if is_final(self.state):
+            await self._store_heard()
             return
         self._move(ProviderEvent.STREAM_LOST)
         if self._receipt is None:
-            await self._make_receipt("partial")
+            await self._store(self._make_receipt("partial"))
         else:
             await self._store()
+
+    def _stop_working(self) -> None:
+        self._work.cancel()
+        self._waiting.clear()
 
     async def _overdue(self) -> None:
         match self.state:
@@ -393,6 +399,7 @@ class ProviderJob:
                     return
                 if isinstance(event, _Heard) and not isinstance(event.signed.message, Cancel):
                     await self._hear(event.signed)
+                    await self._store_heard()
 
     # Small things.
 
@@ -405,20 +412,19 @@ class ProviderJob:
     def _move(self, event: ProviderEvent) -> None:
         self.state = advance_provider(self.state, event)
 
-    async def _store(self, signed: Signed[SignedMessage] | None = None) -> None:
-        """Write a message, if there is one, and where the contract stands: before anything is sent."""
-        entries = (
-            []
-            if signed is None
-            else [
-                self._party.entry(
-                    signed,
-                    self._terms.job_id,
-                    self._line.peer_id,
-                    contract_id=self._contract.message_id,
-                )
-            ]
-        )
+    async def _store_heard(self) -> None:
+        if self._heard:
+            await self._store()
+
+    async def _store(self, *own: Signed[SignedMessage]) -> None:
+        """Write what was heard, what we are about to say, and where the contract stands."""
+        heard, self._heard = self._heard, []
+        entries = [
+            self._party.entry(
+                signed, self._terms.job_id, self._line.peer_id, contract_id=self._contract.message_id
+            )
+            for signed in (*heard, *own)
+        ]
         row = ContractRow(
             contract_id=self._contract.message_id,
             job_id=JobId(self._terms.job_id),

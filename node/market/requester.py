@@ -33,7 +33,8 @@ from node.market.order import (
     UnknownModelError,
 )
 from node.market.party import Party
-from node.market.requester_job import AnswerLog, AttemptFailedError, Purchase, RequesterJob, Terms
+from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
+from node.market.requester_job import RequesterJob
 from node.net.interface import Network
 from protocol import limits
 from protocol.errors import FINAL_DECLINES, DeclineCode, LocalProtocolError

@@ -6,7 +6,6 @@ The requester recounts everything and trusts nothing it cannot recompute. An att
 
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import trio
@@ -15,15 +14,22 @@ from node.clock import to_ms
 from node.discovery.directory import Candidate
 from node.errors import LedgerError, StreamLostError
 from node.ledger.entries import ContractRow, Entry
-from node.market.order import Contracted, JobEvent, Order, Output, PeerFault, Quoted
+from node.market.order import Contracted, JobEvent, Output, Quoted
 from node.market.party import Line, Party
+from node.market.purchase import AttemptFailedError, Purchase, Terms
 from node.net.interface import Stream
 from protocol import limits
 from protocol.account import RequesterAccount
 from protocol.advert import PROTOCOL_VERSION
-from protocol.contract import SALT_BYTES, Accept, Cancel, Contract, hash_input
+from protocol.contract import (
+    SALT_BYTES,
+    Accept,
+    Cancel,
+    Contract,
+    check_accept_untrusted,
+    hash_input,
+)
 from protocol.errors import DeclineCode, Reason, RemoteProtocolError
-from protocol.fields import Dtype
 from protocol.framing import EnvelopeFrame, OutputFrame, split_input
 from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
@@ -31,7 +37,6 @@ from protocol.price import Prices, price_bound
 from protocol.receipt import Receipt
 from protocol.signed import Signed, SignedMessage
 from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
-from protocol.task import FinishReason
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 from protocol.voucher import Meter
 
@@ -52,60 +57,6 @@ _BREAK_OFF_EVENTS: Final = {
 }
 
 Emit: TypeAlias = Callable[[JobEvent], Awaitable[None]]
-
-
-class AttemptFailedError(Exception):
-    """This provider did not answer the order. Nothing is wrong with us."""
-
-    def __init__(self, code: DeclineCode | PeerFault, message: str, *, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.code = code
-        self.wait_s = wait_s
-        """An offer of ours may still be open for so long: no second contract before that."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What a contract will say, from a quote or from an advert's standing offer."""
-
-    answers: MessageId
-    dtype: Dtype
-    prices: Prices
-    price_max: Microcredits
-    credit: int
-    voucher_window_tokens: int
-
-
-@dataclass(slots=True, kw_only=True)
-class AnswerLog:
-    """What one order has got so far, whoever delivered it: the truth from which another provider goes on."""
-
-    tokens: list[int] = field(default_factory=list)
-    finish: FinishReason | None = None
-    tokens_in: int = 0
-    """Of the first contract: later ones count the held tokens, too."""
-    spent: int = 0
-    first_token_at: float | None = None
-    contract_ids: list[MessageId] = field(default_factory=list)
-    dtype: Dtype | None = None
-    """Whoever goes on has to compute in the same type."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Purchase:
-    """An order made exact for one attempt."""
-
-    order: Order
-    job_id: JobId
-    log: AnswerLog
-    data: bytes
-    """The encoded input, the tokens of the log among it."""
-    tokens_held: int
-    tokens_in_max: int
-    tokens_out_max: int
-    price_max: Microcredits
-    ends_at: float
-    """In trio time."""
 
 
 class RequesterJob:
@@ -294,15 +245,14 @@ class RequesterJob:
                 self._move(RequesterEvent.DECLINE_CAME)
                 await self._store(answer)
                 raise AttemptFailedError(decline.code, decline.message)
-            case Accept() as accept if accept.contract_id == contract.message_id:
-                pass
+            case Accept() as accept:
+                check_accept_untrusted(
+                    Signed(accept, answer.envelope),
+                    contract_id=contract.message_id,
+                    contract=contract.message,
+                )
             case _:
                 raise RemoteProtocolError("the answer is to another contract", reason=Reason.MEANING)
-        if accept.tokens_in > contract.message.tokens_in_max:
-            raise RemoteProtocolError(
-                f"accept: {accept.tokens_in} tokens in, {contract.message.tokens_in_max} agreed",
-                reason=Reason.MEANING,
-            )
         self._tokens_in = accept.tokens_in
         answer_log = self._purchase.log
         if not answer_log.contract_ids:
