@@ -41,6 +41,8 @@ FIRST_CONTACT_S: Final = 5.0
 PROVIDERS_MAX: Final = 20
 # Newcomers that wait for an exchange; more are met by gossip and by their next advert.
 NEWCOMERS_MAX: Final = 256
+# Exchanges at once: one newcomer that never answers must not keep the others waiting.
+GREETERS: Final = 4
 # A change that is told sooner would only be told twice.
 CHANGE_GAP_S: Final = 2.0
 HEARTBEAT_S_MIN: Final = 20.0
@@ -107,7 +109,8 @@ class Discovery:
         async with trio.open_nursery() as nursery:
             self._renew()
             nursery.start_soon(self._advertise)
-            nursery.start_soon(self._meet_newcomers)
+            for _ in range(GREETERS):
+                nursery.start_soon(self._meet_newcomers)
             for address in bootstrap:
                 nursery.start_soon(self._stay_connected, address)
             if bootstrap:
