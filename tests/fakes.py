@@ -10,7 +10,7 @@ import trio
 from node.errors import ExecutionError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
 from node.keystore import Ed25519Signer
-from protocol.task import GenerateInput, Sampling
+from protocol.task import TOKEN_BYTES, GenerateInput, Sampling
 from protocol.units import MS_PER_S, ModelId, UnixMs
 
 EPOCH_MS = 1_800_000_000_000
@@ -86,6 +86,7 @@ class ScriptedExecutor:
 
     def __post_init__(self) -> None:
         self._free = trio.Semaphore(self.slots)
+        self._positions: dict[str, int] = {}
 
     def devices(self) -> tuple[DeviceReport, ...]:
         return ()
@@ -100,6 +101,7 @@ class ScriptedExecutor:
         if self.script.refusal is not None:
             raise self.script.refusal
         self.held.add(job_key)
+        self._positions[job_key] = len(task_input.held) // TOKEN_BYTES
         return Prompt(job_key=job_key, model_id=model_id, tokens_in=len(task_input.prompt) // 4 + 1)
 
     async def generate(
@@ -127,7 +129,8 @@ class ScriptedExecutor:
                 raise WorkerDiedError("the worker is gone", code="worker_died")
             if self.pieces[job_key] == script.hangs_after:
                 await trio.sleep(math.inf)
-            tokens = tuple(range(made, min(made + script.tokens_per_piece, total)))
+            first = self._positions[job_key]
+            tokens = tuple(range(first + made, first + min(made + script.tokens_per_piece, total)))
             made += len(tokens)
             finish = None if made < total else ("length" if total == tokens_out_max else "stop")
             await sink.send(Piece(tokens=tokens, text="".join(f"w{n} " for n in tokens), finish=finish))

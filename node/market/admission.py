@@ -80,6 +80,10 @@ class Admission:
         self._check(hold.peer_id, hold.reserve, now)
         self._holds[quote_id] = hold
 
+    def drop_hold(self, quote_id: MessageId) -> None:
+        """Give a held place back: the quote never left."""
+        self._holds.pop(quote_id, None)
+
     def held_for(self, quote_id: MessageId, peer_id: PeerId, now: float) -> bool:
         """Return whether this peer has a hold that still stands."""
         hold = self._holds.get(quote_id)

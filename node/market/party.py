@@ -62,6 +62,7 @@ class Line:
         self._stream = stream
         self._party = party
         self._writing = trio.Lock()
+        self._finished = False
 
     @property
     def peer_id(self) -> PeerId:
@@ -71,6 +72,9 @@ class Line:
         """Send one frame. Raises: StreamLostError (also when the peer takes nothing for ``SEND_WAIT_S``)."""
         with trio.move_on_after(SEND_WAIT_S):
             async with self._writing:
+                if self._finished:
+                    # Whoever waited here for the writer before it: a sign of life behind the last word.
+                    raise StreamLostError("our side of the stream has ended")
                 await self._stream.send_frame(encode_frame(frame))
             return
         # A cancelled send may have left half a frame behind.
@@ -84,6 +88,7 @@ class Line:
     async def finish(self) -> None:
         async with self._writing:
             await self._stream.finish()
+            self._finished = True
 
     async def receive_untrusted(self) -> Frame | None:
         """Return the next frame, None at the peer's end mark.

@@ -89,15 +89,10 @@ class Provider:
                 ask = await line.hear_untrusted(Ask)
                 try:
                     quote = self._quote(ask)
-                    await self._party.ledger.post(
-                        self._party.entry(ask, ask.message.job_id, line.peer_id, contract_id=None),
-                        self._party.entry(quote, ask.message.job_id, line.peer_id, contract_id=None),
-                    )
+                    await self._store_quote(ask, quote)
                     await line.tell(quote)
                 except Refused as refused:
                     await self._decline(line, ask.message_id, refused)
-                except LedgerError as exc:
-                    await self._decline(line, ask.message_id, Refused(DeclineCode.FAILED, str(exc)))
                 await line.finish()
         except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
             _note_broken("quote conversation broken", line.peer_id, exc)
@@ -143,6 +138,21 @@ class Provider:
         self._admission.hold(quote.message_id, hold, now=now)
         return quote
 
+    async def _store_quote(self, ask: Signed[Ask], quote: Signed[Quote]) -> None:
+        """Raises: Refused (the ledger cannot be written; nothing is held then)."""
+        try:
+            await self._party.ledger.post(
+                *(
+                    self._party.entry(signed, ask.message.job_id, ask.signer, contract_id=None)
+                    for signed in (ask, quote)
+                )
+            )
+        except BaseException as exc:
+            self._admission.drop_hold(quote.message_id)
+            if isinstance(exc, LedgerError):
+                raise Refused(DeclineCode.FAILED, "the ledger cannot be written") from exc
+            raise
+
     # Contracts.
 
     async def _serve_job(self, stream: Stream) -> None:
@@ -182,7 +192,11 @@ class Provider:
                 raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
             with trio.fail_after(INPUT_WAIT_S):
                 salt, task_input = await _read_input_untrusted(line, terms)
-            prompt = await self._prepare(contract, task_input)
+            # Nobody waits for an acceptance any longer: a stuck worker must not keep the place.
+            with trio.move_on_after((terms.accept_by_ms - terms.made_at_ms) / MS_PER_S) as in_time:
+                prompt = await self._prepare(contract, task_input)
+            if in_time.cancelled_caught or prompt is None:
+                raise Refused(DeclineCode.EXPIRED, "the offer lapsed while the prompt was read")
             accept = await self._sign_and_store(contract, prompt, model)
         except BaseException as exc:
             with trio.CancelScope(shield=True):
@@ -224,7 +238,21 @@ class Provider:
                 f"vouchers are due every {self._config.voucher_window_tokens} tokens,"
                 f" the contract says {terms.voucher_window_tokens}",
             )
-        self._check_credit(terms.credit, min(terms.tokens_in_max, model.context_tokens), terms.price_max)
+        tokens_in_max = min(terms.tokens_in_max, model.context_tokens)
+        # The price is capped by the contract's maximum: too low a maximum would buy a long answer for nothing.
+        bound = price_bound(
+            self.prices,
+            tokens_in_max=tokens_in_max,
+            tokens_out_max=terms.tokens_out_max,
+            duration_ms_max=terms.end_by_ms - terms.made_at_ms,
+        )
+        if bound > terms.price_max:
+            raise Refused(
+                DeclineCode.PRICE,
+                f"the job may cost {bound} µc, the contract allows {terms.price_max}",
+                price_min=bound,
+            )
+        self._check_credit(terms.credit, tokens_in_max, terms.price_max)
         return model
 
     def _check_credit(self, credit: int, tokens_in_max: int, price_max: int) -> None:

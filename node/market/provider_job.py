@@ -201,7 +201,7 @@ class ProviderJob:
     async def _show_life(self) -> None:
         """Say that we are here while a prompt waits or is read: the requester gives up on silence."""
         try:
-            while True:
+            while not is_final(self.state):
                 await trio.sleep(limits.ALIVE_PERIOD_MS / MS_PER_S)
                 await self._line.send(AliveFrame())
         except StreamLostError:
@@ -223,7 +223,7 @@ class ProviderJob:
                 await self._answer_what_waits(inbox)
                 # One write for all that was heard, and before anything is said that rests on it.
                 await self._store_heard()
-                await self._deliver()
+                await self._deliver(inbox)
             if not self._line_is_lost:
                 if self.state is not ProviderState.CLOSED:
                     await self._farewell(inbox)
@@ -274,6 +274,8 @@ class ProviderJob:
                     "requester gone", extra={"contract": self._name, "cause": str(lost or "it finished early")}
                 )
                 await self._line_lost()
+            case _WorkFailed() if self._receipt is not None:
+                pass  # the answer is out: what became of the worker is no matter of this contract
             case _WorkFailed(cause):
                 log.warning("job failed here", extra={"code": cause.code, "cause": str(cause)})
                 await self._end(ProviderEvent.JOB_FAILED, "failed")
@@ -296,8 +298,11 @@ class ProviderJob:
             case _:
                 log.info("message out of order ignored", extra={"kind": signed.envelope.kind})
 
-    async def _deliver(self) -> None:
-        """Send what waits, as far as credit goes; the receipt follows the last piece."""
+    async def _deliver(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
+        """Send what waits, as far as credit goes; the receipt follows the last piece.
+
+        Between two frames the requester is heard: its cancel must not wait for a whole answer.
+        """
         while self._waiting and self.state in (ProviderState.FORMED, ProviderState.RUNNING):
             if self.state is ProviderState.FORMED:
                 self._move(ProviderEvent.OUTPUT_STARTED)
@@ -320,6 +325,8 @@ class ProviderJob:
             if self._must_pause():
                 self._move(ProviderEvent.CREDIT_USED_UP)
                 self._paused_at = trio.current_time()
+            await self._answer_what_waits(inbox)
+            await self._store_heard()
 
     def _next_output(self) -> GenerateOutput:
         """Join waiting pieces up to the window's end: a frame costs the same whether it has one token or fifty."""

@@ -6,6 +6,7 @@ on at the next token with the same seed, so that the reader sees no token lost a
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from hashlib import sha256
 from typing import Final
 
@@ -16,7 +17,7 @@ from node.clock import to_ms
 from node.config import MarketSection
 from node.discovery.directory import Candidate, Directory, names_model
 from node.errors import ExecutionError, JobRefusedError, TransportError
-from node.execution.interface import Executor, Piece, ServedModel
+from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.order import (
     Asking,
     Contracted,
@@ -53,6 +54,8 @@ STANDING_OFFER_S_MAX: Final = 60.0
 # When everybody who could is busy, how long to try again.
 BUSY_PATIENCE_S: Final = 60.0
 BUSY_RETRY_S: Final = 1.0
+# A provider's terms for us may differ from those for everybody: less credit left, a smaller window.
+ASK_INSTEAD: Final = (DeclineCode.CREDIT, DeclineCode.PRICE, DeclineCode.PROFILE)
 # What a chat template may add to the text of a message, and to a conversation (a default system prompt).
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 16
 TEMPLATE_TOKENS: Final = 64
@@ -117,6 +120,7 @@ class Requester:
         """Run the order without a contract: nobody signs with himself."""
         me, began = self._party.peer_id, trio.current_time()
         await sink.send(Asking(job_id=job_id, peer_ids=(me,)))
+        prompt: Prompt | None = None
         try:
             prompt = await self._executor.prepare(
                 job_id.hex(), model.model_id, order.task_input, order.tokens_out_max
@@ -129,49 +133,67 @@ class Requester:
                     tokens_in=prompt.tokens_in,
                 )
             )
-            post, pieces = trio.open_memory_channel[Piece](order.tokens_out_max + 1)
-            fault: ExecutionError | None = None
-            tokens_out, first_token_ms, last = 0, 0, None
-            async with trio.open_nursery() as nursery:
-
-                async def work() -> None:
-                    nonlocal fault
-                    with post:
-                        try:
-                            await self._executor.generate(
-                                prompt, order.sampling, tokens_out_max=order.tokens_out_max, sink=post
-                            )
-                        except ExecutionError as exc:
-                            fault = exc
-
-                nursery.start_soon(work)
-                async for piece in pieces:
-                    if tokens_out == 0:
-                        first_token_ms = to_ms(trio.current_time() - began)
-                    tokens_out += len(piece.tokens)
-                    last = piece.finish
-                    await sink.send(Output(tokens=piece.tokens, text=piece.text))
-            if fault is not None:
-                raise fault
+            answer_log = await self._generate_here(order, prompt, sink)
         except JobRefusedError as exc:
             raise _refusal(exc.code, str(exc)) from exc
         except ExecutionError as exc:
             raise JobFailedError(str(exc), code=exc.code) from exc
-        assert last is not None
+        except BaseException:
+            # The user has left: the worker need not hold a prompt that will not run.
+            if prompt is not None:
+                with trio.CancelScope(shield=True):
+                    await self._executor.release(prompt)
+            raise
+        assert answer_log.finish is not None and answer_log.first_token_at is not None
         await sink.send(
             Finished(
                 job_id=job_id,
                 peer_id=me,
                 contract_id=None,
                 receipt_id=None,
-                finish=last,
+                finish=answer_log.finish,
                 tokens_in=prompt.tokens_in,
-                tokens_out=tokens_out,
+                tokens_out=len(answer_log.tokens),
                 cost_microcredits=Microcredits(0),
-                first_token_ms=first_token_ms,
+                first_token_ms=to_ms(answer_log.first_token_at - began),
                 duration_ms=to_ms(trio.current_time() - began),
             )
         )
+
+    async def _generate_here(
+        self, order: Order, prompt: Prompt, sink: trio.MemorySendChannel[JobEvent]
+    ) -> AnswerLog:
+        """Send the answer of a prepared prompt. Raises: ExecutionError, BrokenResourceError (nobody reads)."""
+        answer_log = AnswerLog()
+        post, pieces = trio.open_memory_channel[Piece](order.tokens_out_max + 1)
+        # Raised below, bare: a nursery would wrap it in a group.
+        fault: ExecutionError | trio.BrokenResourceError | None = None
+
+        async def work() -> None:
+            nonlocal fault
+            with post:
+                try:
+                    await self._executor.generate(
+                        prompt, order.sampling, tokens_out_max=order.tokens_out_max, sink=post
+                    )
+                except ExecutionError as exc:
+                    fault = exc
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            try:
+                async for piece in pieces:
+                    if answer_log.first_token_at is None:
+                        answer_log.first_token_at = trio.current_time()
+                    answer_log.tokens += piece.tokens
+                    answer_log.finish = piece.finish
+                    await sink.send(Output(tokens=piece.tokens, text=piece.text))
+            except trio.BrokenResourceError as exc:
+                fault = exc
+                nursery.cancel_scope.cancel()
+        if fault is not None:
+            raise fault
+        return answer_log
 
     # At others.
 
@@ -304,11 +326,16 @@ class Requester:
 
         Raises: OrderError: nobody can do better.
         """
+        order = purchase.order
         job = RequesterJob(self._party, purchase, candidate, emit=sink.send)
         self.jobs[purchase.job_id] = job
         try:
             return await self._attempt(job, purchase, candidate)
         except AttemptFailedError as exc:
+            if order.path == "auto" and job.took_standing_offer and exc.code in ASK_INSTEAD:
+                # What it tells everybody does not hold for us now; what it quotes will.
+                asked = replace(purchase, order=replace(order, path="quote"))
+                return await self._try(asked, candidate, refusals, sink)
             passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
             refusals[candidate.peer_id] = passed
             await sink.send(passed)
@@ -320,7 +347,7 @@ class Requester:
             await trio.sleep(exc.wait_s)
             return None
         finally:
-            del self.jobs[purchase.job_id]
+            self.jobs.pop(purchase.job_id, None)
 
     async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> MessageId:
         order = purchase.order

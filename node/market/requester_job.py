@@ -34,11 +34,11 @@ from protocol.framing import EnvelopeFrame, OutputFrame, split_input
 from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices, price_bound
-from protocol.receipt import Receipt
+from protocol.receipt import Closing, Receipt
 from protocol.signed import Signed, SignedMessage
 from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
-from protocol.voucher import Meter
+from protocol.voucher import Meter, Voucher
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,8 @@ class RequesterJob:
         self.contract: Signed[Contract] | None = None
         self._quote: Signed[Quote] | None = None
         self._account: RequesterAccount | None = None
+        self._untold: tuple[Signed[SignedMessage], Signed[Voucher]] | None = None
+        """The last meter and its voucher, until that was sent."""
         self._salt = b""
         self._tokens_in = 0
         self._sent_at = 0.0
@@ -90,6 +92,11 @@ class RequesterJob:
     @property
     def tokens_out(self) -> int:
         return 0 if self._account is None else self._account.delivered.tokens
+
+    @property
+    def took_standing_offer(self) -> bool:
+        """Whether a contract was offered on the advert's terms, without a quote."""
+        return self.contract is not None and self._quote is None
 
     # Terms.
 
@@ -182,8 +189,9 @@ class RequesterJob:
             await self._await_accept(line)
             return await self._receive(line)
         except RemoteProtocolError as exc:
+            wait_s = self._offer_open_s()
             await self._break_off(line, "meter")
-            raise _failed(exc, "broke the protocol") from exc
+            raise _failed(exc, "broke the protocol", wait_s=wait_s) from exc
         except (StreamLostError, trio.TooSlowError) as exc:
             silent = isinstance(exc, trio.TooSlowError)
             wait_s = await self._lose(RequesterEvent.PROVIDER_SILENT if silent else RequesterEvent.STREAM_LOST)
@@ -316,8 +324,15 @@ class RequesterJob:
         before = account.promised
         voucher = self._party.sign(account.meter_untrusted(meter, self._elapsed_ms()))
         self._purchase.log.spent += account.promised - before
-        await self._store(signed, voucher)
-        await line.tell(voucher)
+        self._untold = signed, voucher
+        await self._tell_voucher(line)
+
+    async def _tell_voucher(self, line: Line) -> None:
+        """Store and send the newest voucher, unless that is done: a cancel in between would leave a gap."""
+        if self._untold is not None:
+            await self._store(*self._untold)
+            await line.tell(self._untold[1])
+            self._untold = None
 
     async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> MessageId:
         """Check the receipt, close the contract, and return its id or raise by what it says."""
@@ -327,19 +342,19 @@ class RequesterJob:
         closing = self._party.sign(account.closing(signed.message_id, receipt.status))
         self._move(RequesterEvent.RECEIPT_HOLDS)
         await self._store(signed, closing)
-        await line.tell(closing)
-        await self._part(line)
+        await self._part(line, closing)
         if receipt.status != "complete" or account.delivered.finish is None:
             raise AttemptFailedError("failed", f"the provider ended the job: {receipt.status}")
         return signed.message_id
 
-    async def _part(self, line: Line) -> None:
-        """End the stream and wait for the provider's end mark: then its books are closed, too.
+    async def _part(self, line: Line, closing: Signed[Closing]) -> None:
+        """Send our last word and wait for the provider's end mark: then its books are closed, too.
 
         Ours are closed already, so nothing that happens here matters any more.
         """
         with trio.move_on_after(FAREWELL_S):
             try:
+                await line.tell(closing)
                 await line.finish()
                 while await line.receive_untrusted() is not None:
                     pass
@@ -350,16 +365,21 @@ class RequesterJob:
 
     async def _lose(self, event: RequesterEvent) -> float:
         """Give up on a silent provider; return for how many seconds our offer may still be taken."""
-        wait_s = 0.0
+        wait_s = self._offer_open_s()
         if self.state is RequesterState.OFFERED:
             event = RequesterEvent.ANSWER_OVERDUE
-            terms = self._contract().message
-            open_s = (terms.accept_by_ms - terms.made_at_ms) / MS_PER_S
-            wait_s = max(self._sent_at + open_s - trio.current_time(), 0.0)
         if not is_final(self.state):
             self._move(event)
             await self._store()
         return wait_s
+
+    def _offer_open_s(self) -> float:
+        """Return for how many seconds our offer may still be taken."""
+        if self.state is not RequesterState.OFFERED:
+            return 0.0
+        terms = self._contract().message
+        open_s = (terms.accept_by_ms - terms.made_at_ms) / MS_PER_S
+        return max(self._sent_at + open_s - trio.current_time(), 0.0)
 
     async def _break_off(self, line: Line, code: CancelCode) -> None:
         """Cancel a formed contract and, unless the provider cheats, take its receipt and pay what it metered."""
@@ -374,6 +394,7 @@ class RequesterJob:
             cancel = self._party.sign(
                 Cancel(contract_id=self.contract.message_id, code=code, meter=self._account.meters)
             )
+            await self._tell_voucher(line)
             await self._store(cancel)
             await line.tell(cancel)
             if code != "meter":
