@@ -8,12 +8,14 @@ import logging
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 import trio
 
 from node.errors import LedgerError
+from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, StoredMessage, Totals
 from node.ledger.store import LedgerStore
 from protocol.units import MessageId, Microcredits, PeerId
@@ -39,11 +41,11 @@ class _Posting:
 class Ledger:
     """Open with ``await nursery.start(ledger.run)``; post and read until that is cancelled."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
+        """``disk`` is the machine's own unless a simulation brings another."""
         self._path = path
-        self._store = LedgerStore(path)
-        # One connection, so one thread at a time for reads and writes alike.
-        self._thread = trio.CapacityLimiter(1)
+        self._disk = FileDisk(path) if disk is None else disk
+        self._store = LedgerStore(path, self._disk)
         self._send, self._receive = trio.open_memory_channel[_Posting](QUEUE_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -115,7 +117,7 @@ class Ledger:
             raise LedgerError(f"{self._path}: cannot be read: {exc}") from exc
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
-        return await trio.to_thread.run_sync(call, *args, limiter=self._thread)
+        return await self._disk.run(partial(call, *args))
 
     def _write_batch(self, batch: list[_Posting]) -> None:
         try:

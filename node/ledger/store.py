@@ -4,7 +4,6 @@
 although every SIGKILL test passes.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterable
 from hashlib import sha256
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from node.errors import LedgerError
+from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, Totals
 from protocol.states import (
     ProviderEvent,
@@ -24,7 +24,6 @@ from protocol.states import (
 )
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
-BUSY_WAIT_S: Final = 5.0
 FIRST_HASH: Final = bytes(32)
 
 # Numbered: a release appends, none is ever edited. ``user_version`` says how many have run.
@@ -70,8 +69,9 @@ _CONTRACT_COLUMNS: Final = (
 class LedgerStore:
     """A database. Every method may raise ``sqlite3.Error``: nothing was written; closed: ``LedgerError``."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk | None = None) -> None:
         self._path = path
+        self._disk = FileDisk(path) if disk is None else disk
         self._db: sqlite3.Connection | None = None
 
     @property
@@ -85,13 +85,8 @@ class LedgerStore:
 
         Raises: LedgerError (not a ledger, newer than this program, or the disk refuses).
         """
-        is_new = not self._path.exists()
         try:
-            self._db = sqlite3.connect(
-                self._path, isolation_level=None, timeout=BUSY_WAIT_S, check_same_thread=False
-            )
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
+            self._db = self._disk.connect()
             self._migrate()
         except sqlite3.Error as exc:
             self.close()
@@ -99,13 +94,6 @@ class LedgerStore:
         except LedgerError:
             self.close()
             raise
-        if is_new:
-            # The name itself has to survive a power cut, too.
-            folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
 
     def close(self) -> None:
         if self._db is not None:

@@ -1,0 +1,60 @@
+"""What a ledger asks of the machine: a database that keeps what was committed, and a place for calls that block.
+
+``FileDisk`` is the real one. The simulator brings another, in virtual time, that forgets what a crash would lose.
+"""
+
+import os
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Protocol, TypeVar
+
+import trio
+
+BUSY_WAIT_S: Final = 5.0
+
+T = TypeVar("T")
+
+
+class Disk(Protocol):
+    """One database and the thread that may wait for it."""
+
+    def connect(self) -> sqlite3.Connection:
+        """Open or create the database; blocks. Raises: sqlite3.Error, OSError."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Make a blocking call, one at a time, and return what it returns."""
+
+
+class FileDisk:
+    """A database file, and a thread beside the event loop: a commit took up to 425 ms on a busy disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        # One connection, so one thread at a time for reads and writes alike.
+        self._thread = trio.CapacityLimiter(1)
+
+    def connect(self) -> sqlite3.Connection:
+        is_new = not self._path.exists()
+        db = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_WAIT_S, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            if is_new:
+                # The name itself has to survive a power cut, too.
+                _sync(self._path.parent)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return await trio.to_thread.run_sync(call, limiter=self._thread)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
