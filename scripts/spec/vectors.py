@@ -32,6 +32,7 @@ from protocol.task import GenerateInput, encode_input, encode_output, pack_token
 from scripts.spec import examples
 from scripts.spec.bundles import evidence
 from scripts.spec.edge_keys import edge_cases
+from scripts.spec.proofs import equivocation
 
 FOLDER: Final = Path(__file__).parent.parent.parent / "protocol" / "spec" / "vectors"
 
@@ -371,6 +372,7 @@ FILES: Final[dict[str, Callable[[], Json]]] = {
     "task.json": tasks,
     "job.json": job,
     "evidence.json": evidence,
+    "equivocation.json": equivocation,
 }
 
 

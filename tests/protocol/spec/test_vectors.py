@@ -9,6 +9,7 @@ from protocol.account import first_link, next_link
 from protocol.contract import hash_input
 from protocol.encoding import Plain, decode_untrusted, encode
 from protocol.envelope import network_id, seal
+from protocol.equivocation import verify_proof_untrusted
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.evidence import verify_bundle_untrusted
 from protocol.framing import decode_frame_untrusted, encode_frame
@@ -220,3 +221,13 @@ def test_bundle_proves_what_the_vector_says(row: Json) -> None:
 @cases("evidence.json", "invalid")
 def test_bundle_is_refused_when_a_sum_or_reference_does_not_hold(row: Json) -> None:
     assert refusal(verify_bundle_untrusted, json.dumps(row["bundle"]).encode()) in (Reason.MEANING, Reason.SIGNER)
+
+
+@cases("equivocation.json", "valid")
+def test_proof_convicts_whom_the_vector_names(row: Json) -> None:
+    assert verify_proof_untrusted(json.dumps(row["proof"]).encode()).offender.hex() == row["offender"]
+
+
+@cases("equivocation.json", "invalid")
+def test_proof_is_refused_when_its_messages_do_not_contradict(row: Json) -> None:
+    assert refusal(verify_proof_untrusted, json.dumps(row["proof"]).encode())
