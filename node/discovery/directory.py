@@ -66,6 +66,9 @@ class Directory:
             raise RemoteProtocolError(f"an advert of {len(raw)} bytes", reason=Reason.SIZE)
         signed = read_untrusted(raw, network=self._network, allowed=(Advert,))
         check_life_untrusted(signed.message, now_ms)
+        if signed.message.sequence > now_ms + limits.CLOCK_SKEW_MS_MAX:
+            # Without it the gap below would be kept by counting in seconds, at any speed.
+            raise RemoteProtocolError("advert: its sequence is a time in the future", reason=Reason.TIME)
         if signed.signer == self._own_id:
             return None
         known = self._listings.get(signed.signer)

@@ -32,6 +32,7 @@ from protocol.units import MS_PER_S, ModelId, NetworkId, PeerId, UnixMs
 log = logging.getLogger(__name__)
 
 RECORD_NAMESPACE: Final = "cap"
+MODEL_ID_BYTES: Final = 32
 EXCHANGE_ADVERTS_MAX: Final = 64
 EXCHANGE_DEADLINE_S: Final = 10.0
 DHT_DEADLINE_S: Final = 15.0
@@ -88,6 +89,8 @@ class Discovery:
         self._own: Signed[Advert] | None = None
         self._changed = trio.Event()
         self._contact = trio.Event()
+        self._hopes = 0
+        """Bootstrap peers that have not failed us yet."""
         self._greet, self._newcomers = trio.open_memory_channel[PeerId](NEWCOMERS_MAX)
 
     def attach(self) -> None:
@@ -104,13 +107,14 @@ class Discovery:
     ) -> None:
         """Advertise and listen until cancelled.
 
-        Started once a bootstrap peer has told us its adverts, could not be reached, or took too long.
+        Started once a bootstrap peer has told us its adverts, none could be reached, or it took too long.
         """
         async with trio.open_nursery() as nursery:
             self._renew()
             nursery.start_soon(self._advertise)
             for _ in range(GREETERS):
                 nursery.start_soon(self._meet_newcomers)
+            self._hopes = len(bootstrap)
             for address in bootstrap:
                 nursery.start_soon(self._stay_connected, address)
             if bootstrap:
@@ -134,18 +138,23 @@ class Discovery:
     async def look_up(self, model: str, model_id: ModelId | None = None) -> int:
         """Ask the DHT who serves a model and take their adverts in; return how many were new.
 
-        Best effort within ``DHT_DEADLINE_S``: it may find nothing although there is somebody.
+        ``model`` is a name or all digits of an id. Best effort within ``DHT_DEADLINE_S``: it may find nothing
+        although there is somebody.
         """
         found = 0
+        model_id = model_id or _whole_id(model)
         key = self._model_key(model_id) if model_id is not None else self._name_key(model)
-        with trio.move_on_after(DHT_DEADLINE_S):
-            for provider in await self._network.find_providers(key, PROVIDERS_MAX):
-                if provider.peer_id == self._network.peer_id:
-                    continue
-                self._network.remember(provider)
-                raw = await self._network.get_record(_record_key(provider.peer_id))
-                if raw is not None and self._hear(raw) is not None:
-                    found += 1
+        try:
+            with trio.move_on_after(DHT_DEADLINE_S):
+                for provider in await self._network.find_providers(key, PROVIDERS_MAX):
+                    if provider.peer_id == self._network.peer_id:
+                        continue
+                    self._network.remember(provider)
+                    raw = await self._network.get_record(_record_key(provider.peer_id))
+                    if raw is not None and self._hear(raw) is not None:
+                        found += 1
+        except TransportError as exc:
+            log.info("look-up failed", extra={"cause": str(exc)})
         return found
 
     # Out.
@@ -257,7 +266,7 @@ class Discovery:
 
     async def _stay_connected(self, address: str) -> None:
         """Dial a bootstrap peer, and again whenever we have lost everybody."""
-        attempt = 0
+        attempt, has_failed = 0, False
         while True:
             if not self._network.connected_peers():
                 try:
@@ -267,7 +276,10 @@ class Discovery:
                 except (TransportError, trio.TooSlowError) as exc:
                     cause = str(exc) or f"no answer within {EXCHANGE_DEADLINE_S:.0f} s"
                     log.warning("bootstrap peer not reached", extra={"address": address, "cause": cause})
-                    self._contact.set()
+                    self._hopes -= not has_failed
+                    has_failed = True
+                    if self._hopes == 0:
+                        self._contact.set()
             await trio.sleep(BOOTSTRAP_RETRY_S[min(attempt, len(BOOTSTRAP_RETRY_S) - 1)])
             attempt += 1
 
@@ -292,6 +304,15 @@ class Discovery:
 
     def _name_key(self, name: str) -> str:
         return f"{self._prefix}/name/{name}"
+
+
+def _whole_id(model: str) -> ModelId | None:
+    """Return the model id that a user has written out in hex; a part of one is no key of the DHT."""
+    try:
+        digits = bytes.fromhex(model)
+    except ValueError:
+        return None
+    return ModelId(digits) if len(digits) == MODEL_ID_BYTES else None
 
 
 def _record_key(peer_id: PeerId) -> str:

@@ -159,12 +159,13 @@ class MemoryNetwork:
         elif node.peer_id != expected:
             reply = partial(answer.give, f"peer {peer_id_to_text(node.peer_id)} answered")
         else:
-            node._link_up(self._peer_id, self._name)
             reply = partial(self._finish_dial, node, answer)
         self._wire.post(expected, self._peer_id, reply)
 
     def _finish_dial(self, node: "MemoryNetwork", answer: "_Answer") -> None:
-        if self._is_up():
+        # Both ends at once: on a real connection nothing that the other end sends overtakes the handshake.
+        if self._is_up() and node._is_up():
+            node._link_up(self._peer_id, self._name)
             self._link_up(node.peer_id, node._name)
             answer.give(None)
 
