@@ -6,7 +6,9 @@ SQLite on one thread. ``node.cli.serve`` calls this with the home locked, and ca
 
 import logging
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -39,6 +41,12 @@ from protocol.units import NetworkId
 log = logging.getLogger(__name__)
 
 
+class Service(Protocol):
+    """A room's ``run``."""
+
+    async def __call__(self, *, task_status: trio.TaskStatus[None]) -> None: ...
+
+
 async def serve(
     home: Home, config: Config, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
@@ -51,11 +59,40 @@ async def serve(
     token = await trio.to_thread.run_sync(home.ensure_token)
     network = network_id({"name": config.p2p.network})
     net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network)
-    daemon = _Daemon(home, config, _party(home, signer, network), net)
+    party = _party(home, signer, network)
+
+    async def with_network() -> None:
+        daemon = _Daemon(home, config, party, net)
+        await daemon.prepare()
+        await _outlast(net.run, lambda: with_rooms(daemon))
+
+    async def with_rooms(daemon: _Daemon) -> None:
+        async with trio.open_nursery() as nursery:
+            await daemon.start(nursery, token)
+            log.info("ready", extra={"peer": peer_id_to_text(signer.peer_id), "addresses": net.addresses})
+            task_status.started()
+
+    # Stopped from the top down: a job that is cut still tells its peer and pays. When all stopped at once, it
+    # found the ledger closed, and neither its cancel nor its last voucher went out.
+    await _outlast(party.ledger.run, with_network)
+
+
+async def _outlast(service: Service, work: Callable[[], Awaitable[None]]) -> None:
+    """Run ``work`` on top of ``service``: a cancellation reaches the service once the work has ended."""
+    scope = trio.CancelScope()
+
+    async def run(*, task_status: trio.TaskStatus[None]) -> None:
+        with scope:
+            await service(task_status=task_status)
+
     async with trio.open_nursery() as nursery:
-        await daemon.start(nursery, token)
-        log.info("ready", extra={"peer": peer_id_to_text(signer.peer_id), "addresses": net.addresses})
-        task_status.started()
+        await nursery.start(run)
+        # Not before: a start that is cancelled would wait for ever for a service that is shielded.
+        scope.shield = True
+        try:
+            await work()
+        finally:
+            scope.cancel()
 
 
 def _party(home: Home, signer: Ed25519Signer, network: NetworkId) -> Party:
@@ -114,12 +151,14 @@ class _Daemon:
             started_at=trio.current_time(),
         )
 
-    async def start(self, nursery: trio.Nursery, token: str) -> None:
-        """Start every room in ``nursery``; return when all are ready. The API answers long before that."""
-        await nursery.start(self._party.ledger.run)
+    async def prepare(self) -> None:
+        """Do what has to be done while the ledger runs and before the network does."""
         self._admission.remember_debts(await self._party.ledger.debts())
         self._discovery.attach()
         self._provider.attach(self._net)
+
+    async def start(self, nursery: trio.Nursery, token: str) -> None:
+        """Start the other rooms in ``nursery``; return when all are ready. The API answers long before that."""
         services = Services(
             config=self._config.api,
             token=token,
@@ -130,7 +169,7 @@ class _Daemon:
         )
         url = await nursery.start(serve_app, make_app(services), self._config.api.bind)
         async with trio.open_nursery() as starting:
-            starting.start_soon(self._start_network, nursery)
+            starting.start_soon(self._start_discovery, nursery)
             starting.start_soon(self._start_pool, nursery)
         self._advert_changed()
         info = ApiInfo(
@@ -142,19 +181,29 @@ class _Daemon:
         )
         await trio.to_thread.run_sync(self._home.write_api, info)
 
-    async def _start_network(self, nursery: trio.Nursery) -> None:
-        await nursery.start(self._net.run)
+    async def _start_discovery(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._discovery.run, self._config.p2p.bootstrap)
         self._view.checks["network"] = OK
 
     async def _start_pool(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._pool.run)
+        self._count_places()
+        nursery.start_soon(self._follow_pool)
+        self._view.checks["worker"] = OK
+
+    async def _follow_pool(self) -> None:
+        """Keep places and advert true when a worker dies, or serves again."""
+        while True:
+            await self._pool.wait_change()
+            self._count_places()
+            self._advert_changed()
+
+    def _count_places(self) -> None:
         by_device: dict[str, int] = {}
         for model in self._pool.models():
             by_device[model.device] = max(by_device.get(model.device, 0), model.slots)
         self._admission.slots = sum(by_device.values())
         self._admission.queue_max = self._config.market.queue_max if by_device else 0
-        self._view.checks["worker"] = OK
 
     def _compose(self, life: AdvertLife) -> Signed[Advert] | None:
         return self._advert.compose(life)
