@@ -11,8 +11,6 @@ from tests.market.world import NETWORK, World
 
 NOW = UnixMs(EPOCH_MS)
 LIFE = AdvertLife(sequence=NOW, issued_at_ms=NOW, expires_at_ms=UnixMs(NOW + 60_000))
-    sequence=UnixMs(EPOCH_MS), issued_at_ms=UnixMs(EPOCH_MS), expires_at_ms=UnixMs(EPOCH_MS + 60_000)
-)
 
 
 class WithDevice(ScriptedExecutor):
