@@ -5,6 +5,7 @@ peer that connects (reaches newcomers at once), and the DHT (reaches peers that 
 """
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -87,6 +88,8 @@ class Discovery:
         self._prefix = f"souk/{network_id.hex()[:16]}"
         self._topic = f"{self._prefix}/adverts/1"
         self._own: Signed[Advert] | None = None
+        self._last_sequence = 0
+        self._renewed_at = -math.inf
         self._changed = trio.Event()
         self._contact = trio.Event()
         self._hopes = 0
@@ -131,7 +134,7 @@ class Discovery:
 
         Whoever connects meanwhile is told at once.
         """
-        if self._own_age_ms() >= ADVERT_GAP_MS_MIN:
+        if self._may_renew():
             self._renew()
         self._changed.set()
 
@@ -173,24 +176,28 @@ class Discovery:
 
     def _renew(self) -> None:
         now = self._wall_clock()
-        last = self._own.message.sequence if self._own is not None else 0
         life_ms = int(self._heartbeat_s() * LIFE_HEARTBEATS * MS_PER_S)
+        # Ahead of the last one even when the clock was set back, and by what others do not take for flooding.
+        sequence = UnixMs(max(now, self._last_sequence + ADVERT_GAP_MS_MIN))
         self._own = self._compose(
             AdvertLife(
-                sequence=UnixMs(max(now, last + 1)),
+                sequence=sequence,
                 issued_at_ms=now,
                 expires_at_ms=UnixMs(now + min(life_ms, limits.ADVERT_LIFE_MS_MAX)),
             )
         )
+        if self._own is not None:
+            self._last_sequence, self._renewed_at = sequence, trio.current_time()
 
-    def _own_age_ms(self) -> int:
-        """Return the age of our advert; renewed within the gap, it would be refused as flooding."""
-        if self._own is None:
-            return ADVERT_GAP_MS_MIN
-        return self._wall_clock() - self._own.message.issued_at_ms
+    def _may_renew(self) -> bool:
+        """Return whether our last advert is old enough not to make the next one flooding.
+
+        By trio's clock: by the wall clock, setting it back by an hour silenced a node for that hour.
+        """
+        return trio.current_time() - self._renewed_at >= ADVERT_GAP_MS_MIN / MS_PER_S
 
     async def _publish(self) -> None:
-        if self._own_age_ms() >= ADVERT_GAP_MS_MIN:
+        if self._may_renew():
             self._renew()
         own = self._own
         if own is None:
