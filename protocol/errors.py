@@ -4,7 +4,6 @@ Whose fault it is decides the class: ``LocalProtocolError`` is ours, ``RemotePro
 """
 
 from enum import StrEnum
-from typing import Final
 
 
 class Reason(StrEnum):
@@ -40,10 +39,6 @@ class DeclineCode(StrEnum):
     INPUT = "input"
     DRAINING = "draining"
     FAILED = "failed"
-
-
-# Another provider cannot do better on these: the request itself has to change.
-FINAL_DECLINES: Final = frozenset({DeclineCode.INPUT})
 
 
 class ProtocolError(Exception):

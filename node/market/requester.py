@@ -38,7 +38,7 @@ from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
 from node.market.requester_job import RequesterJob
 from node.net.interface import Network
 from protocol import limits
-from protocol.errors import FINAL_DECLINES, DeclineCode, LocalProtocolError
+from protocol.errors import DeclineCode, LocalProtocolError
 from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
 from protocol.price import price_bound
 from protocol.task import encode_input, pack_tokens
@@ -322,10 +322,7 @@ class Requester:
         refusals: dict[PeerId, PassedOver],
         sink: trio.MemorySendChannel[JobEvent],
     ) -> MessageId | None:
-        """Return the receipt's id, or None after noting why this one is passed over.
-
-        Raises: OrderError: nobody can do better.
-        """
+        """Return the receipt's id, or None after noting why this one is passed over."""
         order = purchase.order
         job = RequesterJob(self._party, purchase, candidate, emit=sink.send)
         self.jobs[purchase.job_id] = job
@@ -336,11 +333,10 @@ class Requester:
                 # What it tells everybody does not hold for us now; what it quotes will.
                 asked = replace(purchase, order=replace(order, path="quote"))
                 return await self._try(asked, candidate, refusals, sink)
+            # Whatever it says, the next one is asked: a liar's "bad input" must not end everybody's orders.
             passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
             refusals[candidate.peer_id] = passed
             await sink.send(passed)
-            if exc.code in FINAL_DECLINES:
-                raise _nobody(purchase.log, tuple(refusals.values())) from exc
             if exc.code in ("unreachable", "silent", "broke_protocol"):
                 # Until it says something new, nobody here need wait for it again.
                 self._directory.forget(candidate.peer_id)

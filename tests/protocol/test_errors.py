@@ -1,5 +1,4 @@
 from protocol.errors import (
-    FINAL_DECLINES,
     DeclineCode,
     LocalProtocolError,
     ProtocolError,
@@ -16,7 +15,6 @@ def test_reasons_in_the_specification_are_those_of_the_code() -> None:
 def test_decline_codes_in_the_specification_are_those_of_the_code() -> None:
     text = section("03-messages.md", "`decline`")
     assert set(rows(text[text.index("\n| code |") :])) == set(DeclineCode)
-    assert set(DeclineCode) >= FINAL_DECLINES
 
 
 def test_whose_fault_it_is_decides_the_class() -> None:
