@@ -77,18 +77,25 @@ class Line:
                     raise StreamLostError("our side of the stream has ended")
                 await self._stream.send_frame(encode_frame(frame))
             return
-        # A cancelled send may have left half a frame behind.
-        await self._stream.reset()
-        raise StreamLostError(f"the peer took nothing for {SEND_WAIT_S:.0f} s")
+        raise await self._give_up()
 
     async def tell(self, signed: Signed[SignedMessage]) -> None:
         """Send a signed message that the ledger already holds. Raises: StreamLostError."""
         await self.send(EnvelopeFrame(signed.envelope.raw))
 
     async def finish(self) -> None:
-        async with self._writing:
-            await self._stream.finish()
-            self._finished = True
+        """Say that nothing more comes. Raises: as ``send``."""
+        with trio.move_on_after(SEND_WAIT_S):
+            async with self._writing:
+                await self._stream.finish()
+                self._finished = True
+            return
+        raise await self._give_up()
+
+    async def _give_up(self) -> StreamLostError:
+        # A cancelled send may have left half a frame behind.
+        await self._stream.reset()
+        return StreamLostError(f"the peer took nothing for {SEND_WAIT_S:.0f} s")
 
     async def receive_untrusted(self) -> Frame | None:
         """Return the next frame, None at the peer's end mark.

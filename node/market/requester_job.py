@@ -385,10 +385,9 @@ class RequesterJob:
         """Cancel a formed contract and, unless the provider cheats, take its receipt and pay what it metered."""
         if is_final(self.state) or self.contract is None:
             return
-        had_account = self._account is not None
         self._move(_BREAK_OFF_EVENTS[code])
         try:
-            if self._account is None or not had_account:
+            if self._account is None:
                 await self._store()
                 return
             cancel = self._party.sign(
