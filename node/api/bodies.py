@@ -1,11 +1,11 @@
-"""OpenAI's chat bodies as types: what is read from a client and what is written to it (ux.md, 4.6 and 6).
+"""OpenAI's bodies as types: what is read from a client and what is written to it (ux.md, 4.6 and 6).
 
 Unknown fields are let through, since clients send many. Bounds that are OpenAI's own stand on the fields; those
 of the protocol are checked where the order is made (``node/api/orders.py``).
 """
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -18,6 +18,8 @@ from protocol.task import FinishReason
 UNUSED_FIELDS: Final = frozenset(
     {
         "audio",
+        "best_of",
+        "echo",
         "frequency_penalty",
         "function_call",
         "functions",
@@ -34,6 +36,7 @@ UNUSED_FIELDS: Final = frozenset(
         "safety_identifier",
         "service_tier",
         "store",
+        "suffix",
         "tool_choice",
         "tools",
         "top_logprobs",
@@ -44,7 +47,10 @@ UNUSED_FIELDS: Final = frozenset(
 )
 """Fields of OpenAI's that change nothing here; a request that brings one is told so."""
 
+R = TypeVar("R", bound="GenerationRequest")
+
 TokenCount = Annotated[int, Meta(ge=1, le=limits.TOKENS_MAX)]
+PromptText = Annotated[str, Meta(min_length=1)]
 StopString = Annotated[str, Meta(min_length=1, max_length=limits.STOP_BYTES_MAX)]
 
 
@@ -73,19 +79,30 @@ class SoukOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     path: Path = "auto"
 
 
-class ChatRequest(msgspec.Struct, frozen=True):
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What chats and raw prompts have in common."""
+
     model: Annotated[str, Meta(min_length=1, max_length=limits.TEXT_BYTES_MAX)]
-    messages: Annotated[list[ChatTurn], Meta(min_length=1, max_length=limits.CHAT_MESSAGES_MAX)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: TokenCount | None = None
-    max_completion_tokens: TokenCount | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     stop: StopString | Annotated[list[StopString], Meta(max_length=limits.STOP_STRINGS_MAX)] | None = None
     seed: Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)] | None = None
     n: Annotated[int, Meta(ge=1, le=1)] | None = None
     souk: SoukOptions = SoukOptions()
+
+
+class ChatRequest(GenerationRequest, frozen=True, kw_only=True):
+    messages: Annotated[list[ChatTurn], Meta(min_length=1, max_length=limits.CHAT_MESSAGES_MAX)]
+    max_completion_tokens: TokenCount | None = None
+
+
+class TextRequest(GenerationRequest, frozen=True, kw_only=True):
+    """A raw prompt: the model goes on with it as it stands, without a chat template."""
+
+    prompt: PromptText | Annotated[list[PromptText], Meta(min_length=1, max_length=1)]
 
 
 class SoukBlock(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +171,25 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     souk: SoukBlock | UnsetType = UNSET
 
 
+class TextChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int = 0
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None = None
+
+
+class TextAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer to a raw prompt, or one event of it: OpenAI has one form for both."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: tuple[TextChoice, ...]
+    usage: Usage | UnsetType = UNSET
+    souk: SoukBlock | UnsetType = UNSET
+
+
 class ModelSouk(msgspec.Struct, frozen=True, kw_only=True):
     model_id: str
     local: bool
@@ -178,6 +214,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _chat = msgspec.json.Decoder(ChatRequest)
+_text = msgspec.json.Decoder(TextRequest)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -187,8 +224,17 @@ def read_chat(data: bytes) -> tuple[ChatRequest, tuple[str, ...]]:
     Raises:
         ApiError: 400, with the field at fault as ``param``.
     """
+    return _read(_chat, data)
+
+
+def read_text(data: bytes) -> tuple[TextRequest, tuple[str, ...]]:
+    """As ``read_chat``, for a raw prompt."""
+    return _read(_text, data)
+
+
+def _read(decoder: msgspec.json.Decoder[R], data: bytes) -> tuple[R, tuple[str, ...]]:
     try:
-        request = _chat.decode(data)
+        request = decoder.decode(data)
         given = _fields.decode(data)
     except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
         raise to_bad_request(exc) from exc

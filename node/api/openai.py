@@ -6,20 +6,24 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node.api.answers import json_response
-from node.api.bodies import ChatRequest, ModelEntry, ModelList, ModelSouk, read_chat
-from node.api.chat import Head, StreamedAnswer, WholeAnswer, run_order
-from node.api.errors import ClientGoneError, unknown_model
+from node.api.bodies import ModelEntry, ModelList, ModelSouk
+from node.api.dialects import ChatDialect, Dialect, Head, TextDialect
+from node.api.errors import ClientGoneError, bad_request, unknown_model
 from node.api.intake import Admission, read_body
 from node.api.orders import to_order
+from node.api.relay import StreamedAnswer, WholeAnswer, run_order
 from node.api.services import Services
 from node.api.sse import EventStream
 from node.api.views import ModelView
 from node.errors import NodeError
+from node.market.order import Order, PromptTooLongError
 
 
 def openai_routes(services: Services) -> list[Route]:
     """Return the routes under ``/v1``."""
-    chat = ChatCompletions(services, Admission(services.config.max_queue))
+    admission = Admission(services.config.max_queue)
+    chat = Completions(services, admission, ChatDialect())
+    text = Completions(services, admission, TextDialect())
 
     async def models(_request: Request) -> Response:
         return json_response(ModelList(data=tuple(_entry(view) for view in services.view.models())))
@@ -37,19 +41,23 @@ def openai_routes(services: Services) -> list[Route]:
         # Names of models may have slashes.
         Route("/v1/models/{model:path}", model),
         Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", text, methods=["POST"]),
     ]
 
 
-class ChatCompletions:
-    """``POST /v1/chat/completions`` as an ASGI app: a Starlette endpoint could not hold its status back."""
+class Completions:
+    """One endpoint that a model answers, as an ASGI app: a Starlette endpoint could not hold its status back."""
 
-    def __init__(self, services: Services, admission: Admission) -> None:
+    def __init__(self, services: Services, admission: Admission, dialect: Dialect) -> None:
+        """``admission`` is shared: its places are for both endpoints together."""
         self._services = services
         self._admission = admission
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._admission.place():
-            request, ignored = read_chat(await read_body(receive))
+            request, ignored = self._dialect.read(await read_body(receive))
+            order = to_order(request, self._services.draw_seed())
             head = Head(
                 request_id=scope["state"]["request_id"],
                 model=request.model,
@@ -57,32 +65,37 @@ class ChatCompletions:
                 headers={"x-souk-ignored": ", ".join(ignored)} if ignored else {},
             )
             if request.stream:
-                await self._stream(request, head, receive, send)
+                include_usage = request.stream_options is not None and request.stream_options.include_usage
+                answer = StreamedAnswer(self._dialect, head, EventStream(send), include_usage=include_usage)
+                await self._stream(order, answer, receive)
                 return
-            response = await self._whole(request, head, receive)
+            response = await self._whole(order, head, receive)
         # The place is free before the client can know: its next request must not be told that the queue is full.
         await response(scope, receive, send)
 
-    async def _whole(self, request: ChatRequest, head: Head, receive: Receive) -> Response:
-        answer = WholeAnswer(head)
-        order = to_order(request, self._services.draw_seed())
-        await run_order(self._services.market, order, answer, receive)
-        assert answer.completion is not None
-        return json_response(answer.completion, headers=answer.headers)
+    async def _whole(self, order: Order, head: Head, receive: Receive) -> Response:
+        answer = WholeAnswer(self._dialect, head)
+        try:
+            await run_order(self._services.market, order, answer, receive)
+        except PromptTooLongError as exc:
+            raise self._too_long(exc) from exc
+        assert answer.body is not None
+        return json_response(answer.body, headers=answer.headers)
 
-    async def _stream(self, request: ChatRequest, head: Head, receive: Receive, send: Send) -> None:
-        include_usage = request.stream_options is not None and request.stream_options.include_usage
-        answer = StreamedAnswer(head, EventStream(send), include_usage=include_usage)
-        order = to_order(request, self._services.draw_seed())
+    async def _stream(self, order: Order, answer: StreamedAnswer, receive: Receive) -> None:
         try:
             await run_order(self._services.market, order, answer, receive)
         except NodeError as exc:
+            error = self._too_long(exc) if isinstance(exc, PromptTooLongError) else exc
             if not answer.started:
-                raise
-            if not isinstance(exc, ClientGoneError):
-                await answer.fail(exc)
+                raise error from exc
+            if not isinstance(error, ClientGoneError):
+                await answer.fail(error)
         else:
             await answer.end()
+
+    def _too_long(self, exc: PromptTooLongError) -> NodeError:
+        return bad_request(str(exc), param=self._dialect.input_field, code="context_length_exceeded")
 
 
 def _entry(view: ModelView) -> ModelEntry:

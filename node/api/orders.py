@@ -1,8 +1,8 @@
-"""From OpenAI's words to the market's: a chat request becomes an order."""
+"""From OpenAI's words to the market's: a request becomes an order."""
 
 from typing import Final, Literal
 
-from node.api.bodies import ChatRequest, ChatTurn
+from node.api.bodies import ChatRequest, ChatTurn, TextRequest
 from node.api.errors import bad_request
 from node.market.order import Order
 from protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -12,6 +12,8 @@ from protocol.units import Microcredits, PeerId
 
 TOKENS_OUT_DEFAULT: Final = 512
 """OpenAI's default is the rest of the context: here that would reserve, and bound the price by, far too much."""
+TEXT_TOKENS_OUT_DEFAULT: Final = 16
+"""OpenAI's own for raw prompts."""
 
 Place = Literal["any", "local", "remote"]
 _PLACES: Final[dict[str, Place]] = {"any": "any", "local": "local", "remote": "remote"}
@@ -19,7 +21,7 @@ _PLACES: Final[dict[str, Place]] = {"any": "any", "local": "local", "remote": "r
 _SEED_MASK: Final = (1 << 63) - 1
 
 
-def to_order(request: ChatRequest, fresh_seed: int) -> Order:
+def to_order(request: ChatRequest | TextRequest, fresh_seed: int) -> Order:
     """Return the order; ``fresh_seed`` is taken when the client gave none. Defaults are OpenAI's.
 
     Raises:
@@ -36,7 +38,7 @@ def to_order(request: ChatRequest, fresh_seed: int) -> Order:
             top_p_milli=max(1, _milli(request.top_p)),
             seed=fresh_seed if request.seed is None else request.seed & _SEED_MASK,
         ),
-        tokens_out_max=request.max_completion_tokens or request.max_tokens or TOKENS_OUT_DEFAULT,
+        tokens_out_max=_tokens_out_max(request),
         where=_where(options.on),
         path=options.path,
         price_max_microcredits=None if price is None else Microcredits(price),
@@ -45,21 +47,30 @@ def to_order(request: ChatRequest, fresh_seed: int) -> Order:
     try:
         encode_input(order.task_input)
     except LocalProtocolError as exc:
+        param = "messages" if isinstance(request, ChatRequest) else "prompt"
         raise bad_request(
-            f"the messages cannot travel: {exc}", param="messages", code="context_length_exceeded"
+            f"the {param} cannot travel: {exc}", param=param, code="context_length_exceeded"
         ) from exc
     return order
 
 
-def _task_input(request: ChatRequest) -> GenerateInput:
-    stop = request.stop or ()
-    return GenerateInput(
-        messages=tuple(
-            ChatMessage(role="system" if turn.role == "developer" else turn.role, content=_text(turn))
-            for turn in request.messages
-        ),
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+def _tokens_out_max(request: ChatRequest | TextRequest) -> int:
+    if isinstance(request, TextRequest):
+        return request.max_tokens or TEXT_TOKENS_OUT_DEFAULT
+    return request.max_completion_tokens or request.max_tokens or TOKENS_OUT_DEFAULT
+
+
+def _task_input(request: ChatRequest | TextRequest) -> GenerateInput:
+    given = request.stop or ()
+    stop = (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(request, TextRequest):
+        prompt = request.prompt
+        return GenerateInput(prompt=prompt if isinstance(prompt, str) else prompt[0], stop=stop)
+    messages = tuple(
+        ChatMessage(role="system" if turn.role == "developer" else turn.role, content=_text(turn))
+        for turn in request.messages
     )
+    return GenerateInput(messages=messages, stop=stop)
 
 
 def _text(turn: ChatTurn) -> str:

@@ -1,26 +1,18 @@
-"""One chat order from the market to its client, as one JSON answer or as a stream.
+"""One order from the market to its client, as one JSON answer or as a stream.
 
 Both tellers hear the same events. The stream holds its HTTP status back until a contract or an error is there,
 so that an order which nobody takes is a 503 and not a broken 200.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal, Protocol, assert_never
+from typing import Final, Protocol, assert_never
 
 import msgspec
 import trio
 from starlette.types import Receive
 
-from node.api.bodies import (
-    AnswerMessage,
-    Choice,
-    Chunk,
-    ChunkChoice,
-    Completion,
-    Delta,
-    SoukBlock,
-    Usage,
-)
+from node.api.bodies import SoukBlock, Usage
+from node.api.dialects import Dialect, Head
 from node.api.errors import to_api_error
 from node.api.intake import run_unless_gone
 from node.api.services import Market
@@ -37,6 +29,7 @@ from node.market.order import (
     Quoted,
 )
 from protocol.identity import peer_id_to_text
+from protocol.task import FinishReason
 
 EVENTS_MAX: Final = 64
 """Between the market and a client: full, the consumer of the job waits, and deadlines go on."""
@@ -64,20 +57,6 @@ class ContractedPhase(msgspec.Struct, frozen=True, tag_field="phase", tag="contr
     tokens_in: int
 
 
-class Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What every piece of one answer repeats."""
-
-    request_id: str
-    model: str
-    created: int
-    headers: dict[str, str]
-    """Known before the order; more are added as the job goes on."""
-
-    @property
-    def id(self) -> str:
-        return f"chatcmpl-{self.request_id}"
-
-
 class Teller(Protocol):
     """Tells a client what happens to its order."""
 
@@ -88,11 +67,12 @@ class Teller(Protocol):
 
 
 class WholeAnswer:
-    """Collects the answer; ``headers`` and ``completion`` are complete after ``Finished``."""
+    """Collects the answer; ``headers`` and ``body`` are complete after ``Finished``."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, dialect: Dialect, head: Head) -> None:
         self.headers = dict(head.headers)
-        self.completion: Completion | None = None
+        self.body: msgspec.Struct | None = None
+        self._dialect = dialect
         self._head = head
         self._text: list[str] = []
 
@@ -101,14 +81,8 @@ class WholeAnswer:
         if isinstance(event, Output):
             self._text.append(event.text)
         elif isinstance(event, Finished):
-            message = AnswerMessage(content="".join(self._text))
-            self.completion = Completion(
-                id=self._head.id,
-                created=self._head.created,
-                model=self._head.model,
-                choices=(Choice(message=message, finish_reason=event.finish),),
-                usage=_usage(event),
-                souk=_souk(event),
+            self.body = self._dialect.whole(
+                self._head, "".join(self._text), event.finish, usage=_usage(event), souk=_souk(event)
             )
 
     async def keep_alive(self) -> None:
@@ -118,12 +92,13 @@ class WholeAnswer:
 class StreamedAnswer:
     """Writes chunks as they come."""
 
-    def __init__(self, head: Head, stream: EventStream, *, include_usage: bool) -> None:
+    def __init__(self, dialect: Dialect, head: Head, stream: EventStream, *, include_usage: bool) -> None:
+        self._dialect = dialect
         self._head = head
         self._stream = stream
         self._include_usage = include_usage
         self._headers = dict(head.headers)
-        self._role: Literal["assistant"] | msgspec.UnsetType = "assistant"
+        self._has_begun = False
 
     @property
     def started(self) -> bool:
@@ -141,7 +116,7 @@ class StreamedAnswer:
             case Output():
                 await self._start()
                 if event.text:
-                    await self._chunk(ChunkChoice(delta=self._delta(event.text)))
+                    await self._piece(event.text)
             case Finished():
                 await self._start()
                 await self._finish(event)
@@ -166,23 +141,17 @@ class StreamedAnswer:
 
     async def _finish(self, event: Finished) -> None:
         souk = _souk(event)
-        await self._chunk(ChunkChoice(delta=self._delta(""), finish_reason=event.finish), souk=souk)
+        await self._piece("", finish=event.finish, souk=souk)
         if self._include_usage:
-            await self._chunk(usage=_usage(event), souk=souk)
+            usage = self._dialect.usage(self._head, _usage(event), souk)
+            await self._stream.write(event_bytes(usage))
         await self._stream.write(DONE)
 
-    def _delta(self, text: str) -> Delta:
-        role, self._role = self._role, msgspec.UNSET
-        return Delta(role=role, content=text or msgspec.UNSET)
-
-    async def _chunk(
-        self,
-        *choices: ChunkChoice,
-        usage: Usage | msgspec.UnsetType = msgspec.UNSET,
-        souk: SoukBlock | msgspec.UnsetType = msgspec.UNSET,
+    async def _piece(
+        self, text: str, *, finish: FinishReason | None = None, souk: SoukBlock | msgspec.UnsetType = msgspec.UNSET
     ) -> None:
-        head = self._head
-        chunk = Chunk(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage, souk=souk)
+        is_first, self._has_begun = not self._has_begun, True
+        chunk = self._dialect.piece(self._head, text, finish, is_first=is_first, souk=souk)
         await self._stream.write(event_bytes(chunk))
 
 
