@@ -64,12 +64,13 @@ async def test_change_is_told_soon_but_not_twice_at_once(
     one = await start(nursery, make(fabric, "one"))
     two = await start(nursery, make(fabric, "two"), one)
     await trio.sleep(5)
-    before = len(one.composed)
+    before, gossiped = len(one.composed), fabric.messages
     for _ in range(50):
         one.discovery.changed()
         await trio.sleep(0.1)
     await trio.sleep(CHANGE_GAP_S + 1)
     assert 2 <= len(one.composed) - before <= 8
+    assert 2 <= fabric.messages - gossiped <= 4
     (listing,) = two.directory.listings(virtual_wall_clock())
     assert listing.advert.sequence == one.composed[-1][1].sequence
 

@@ -21,6 +21,7 @@ from protocol.voucher import Meter, Voucher
 from tests.market.world import Node
 
 SALT = b"s" * 16
+LONGEST_WAIT_S = 120
 DATA = encode_input(GenerateInput(prompt="tell me a story"))
 
 M = TypeVar("M", bound=SignedMessage)
@@ -137,8 +138,11 @@ class RogueRequester:
 
     async def hear(self, *kinds: type[M]) -> Signed[M]:
         """Return the next message of these kinds; meters and outputs on the way are counted."""
+        ends_at = trio.current_time() + LONGEST_WAIT_S
         while True:
-            frame = await self.line.receive_untrusted()
+            # Signs of life would go on for ever, in no time at all.
+            with trio.fail_at(ends_at):
+                frame = await self.line.receive_untrusted()
             assert frame is not None, "the provider finished early"
             if isinstance(frame, OutputFrame):
                 self.outputs += 1
