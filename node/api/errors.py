@@ -128,8 +128,10 @@ def to_api_error(exc: NodeError) -> ApiError:
         case UnknownModelError():
             return unknown_model(exc.model, exc.available)
         case NobodyWillingError():
+            reasons = "; ".join(f"{peer_id_to_text(r.peer_id)} {r.code}: {r.message}" for r in exc.refusals)
             return ApiError(
-                str(exc),
+                # SDKs show the message alone.
+                f"{exc}: {reasons}" if reasons else str(exc),
                 status=503,
                 code="no_capacity",
                 retry_after_s=CAPACITY_RETRY_S,

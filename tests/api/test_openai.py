@@ -9,6 +9,7 @@ import openai
 import pytest
 import trio
 
+from node.api.errors import to_api_error
 from node.api.services import Services
 from node.config import ApiSection
 from node.market.order import (
@@ -250,3 +251,8 @@ def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
     assert 0 <= services.draw_seed() < 1 << 63
     assert services.draw_seed() != services.draw_seed()
     assert services.unix_s() > 1_700_000_000
+
+
+def test_refusal_has_each_peers_reason_in_its_message_since_sdks_show_nothing_else() -> None:
+    answer = to_api_error(NobodyWillingError((REFUSAL,))).answer()
+    assert answer.error.message == f"none of 1 peers took the job: {PEER_TEXT} busy: 8 of 8 slots are taken"
