@@ -127,7 +127,10 @@ class Network:
             TestnetError: a node ended or stayed silent; the message has the end of its log.
         """
         self._refuse_second()
-        plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            plan.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as exc:
+            raise TestnetError(f"the folder {plan.folder} cannot be made: {exc.strerror}") from exc
         self.nodes = []
         try:
             self._start(plan, 1, bootstrap=(), interrupts=interrupts)

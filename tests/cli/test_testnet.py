@@ -66,3 +66,10 @@ def test_plan_is_refused_when_it_cannot_work(tmp_path: Path) -> None:
 def test_testnet_is_kept_with_the_state_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert default_folder() == Path("/state/souk/testnet")
+
+
+def test_up_says_so_when_its_folder_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    ran = souk("testnet", "up", "--dir", str(path), "--nodes", "1", "--providers", "0")
+    assert ran.code == 1 and "cannot be made" in ran.err
