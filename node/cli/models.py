@@ -82,6 +82,11 @@ def remove(options: Globals, name: str, yes: bool, dry_run: bool) -> int:
     note(options, f"{'would remove' if dry_run else 'removing'} {model.name} at {model.folder}")
     if dry_run:
         return Exit.DONE
+    if not yes and store.root != options.home.models_path and not sys.stdin.isatty():
+        raise CliError(
+            f"{store.root} is not this home's own store: other nodes may use it. --yes removes the model there",
+            Exit.USAGE,
+        )
     if not yes and sys.stdin.isatty():
         click.confirm("Remove it?", abort=True, err=True)
     store.remove(model)

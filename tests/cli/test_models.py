@@ -1,8 +1,10 @@
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from node.home import Home
+from node.models.store import ModelStore
 from tests.cli.fakes import FakeDaemon, souk
 
 MODEL = {
@@ -50,3 +52,18 @@ def test_store_verbs_end_with_3_when_the_configuration_is_broken(home: Home) -> 
     home.create()
     home.config_path.write_text("[models]\ndirr = 1\n")
     assert souk("models", "ls", "--store").code == 3
+
+
+def test_rm_leaves_a_store_of_others_alone_unless_told_so(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[object] = []
+    monkeypatch.setattr(ModelStore, "find", lambda _store, name: SimpleNamespace(name=name, folder="shared"))
+    monkeypatch.setattr(ModelStore, "remove", lambda _store, model: removed.append(model))
+    assert souk("models", "rm", "smol").code == 0 and removed
+    removed.clear()
+    home.create()
+    home.config_path.write_text(f'[models]\ndir = "{tmp_path / "shared"}"\n')
+    ran = souk("models", "rm", "smol")
+    assert ran.code == 2 and "--yes" in ran.err and not removed
+    assert souk("models", "rm", "smol", "--yes").code == 0 and removed
