@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from node.cli.client import find_daemon
-from node.cli.exits import Exit
+from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, duration, emit, facts, moment, note, short, size
 
@@ -58,6 +58,10 @@ def _peer_row(peer: dict[str, Any], offer: dict[str, Any]) -> list[object]:  # J
 @pass_globals
 def connect(options: Globals, address: str) -> int:
     """Dial a peer by its multiaddr, /ip4/…/tcp/…/p2p/PEER."""
+    if not address.startswith("/") or "/p2p/" not in address:
+        raise CliError(
+            f"expected an address such as /ip4/192.0.2.1/tcp/11501/p2p/PEER, got {address!r}", Exit.USAGE
+        )
     payload = find_daemon(options).request("POST", "/api/v1/connect", {"address": address})
     note(options, "connected")
     emit(options, payload, table=lambda answer: str(answer.get("peer_id")))
@@ -74,7 +78,7 @@ def devices(options: Globals) -> int:
 
 def _devices_table(payload: Payload) -> str:
     if not payload["devices"]:
-        return "No devices: this node only buys (node.role = client)."
+        return "No devices in use: no model is loaded, or this node only buys (node.role = client)."
     rows = [
         [
             f"{device.get('kind')}:{device.get('index')}",

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from tests.cli.fakes import PEER, FakeDaemon, souk
 
 OFFER = {"name": "smol", "model_id": "ab" * 32, "context_tokens": 2048, "price_in": 200_000, "price_out": 800_000}
@@ -40,8 +42,14 @@ def test_peers_say_what_to_do_when_there_are_none(daemon: FakeDaemon) -> None:
 
 def test_connect_prints_the_peer_it_reached(daemon: FakeDaemon) -> None:
     daemon.answer("POST /api/v1/connect", {"peer_id": PEER})
-    assert souk("peers", "connect", "/ip4/1.2.3.4/tcp/1").out == f"{PEER}\n"
-    assert daemon.body == {"address": "/ip4/1.2.3.4/tcp/1"}
+    assert souk("peers", "connect", f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}").out == f"{PEER}\n"
+    assert daemon.body == {"address": f"/ip4/1.2.3.4/tcp/1/p2p/{PEER}"}
+
+
+@pytest.mark.parametrize("address", ["xx", "/ip4/1.2.3.4/tcp/1"])
+def test_connect_refuses_what_is_no_address(daemon: FakeDaemon, address: str) -> None:
+    ran = souk("peers", "connect", address)
+    assert ran.code == 2 and address in ran.err and not daemon.asked
 
 
 def test_devices_are_shown_in_units_of_people(daemon: FakeDaemon) -> None:
