@@ -62,10 +62,16 @@ def _envelopes(data: bytes) -> list[bytes]:
     if data.lstrip()[:1] == b"{":
         try:
             value = json.loads(data)
+        except (ValueError, RecursionError) as exc:
+            raise CliError(f"this is no bundle of messages: not JSON: {exc}") from exc
+        try:
             bundle = value.get("bundle", value)
             return [bytes.fromhex(message["envelope"]) for message in bundle["messages"]]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-            raise CliError(f"this JSON is no bundle of messages: {exc!r}") from exc
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise CliError(
+                'this JSON is no bundle of messages: expected {"messages": [{"envelope": "HEX"}, …]}, as '
+                "souk receipts show -o json prints it"
+            ) from exc
     decoded = _from_hex(data)
     return [data if decoded is None else decoded]
 
