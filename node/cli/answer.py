@@ -8,7 +8,7 @@ from typing import Any
 
 from node.cli.client import ApiError, Comment, Daemon, Data
 from node.cli.exits import CliError
-from node.cli.output import duration, money, short
+from node.cli.output import duration, harmless, money, short
 
 PHASE_MARK = "souk "
 
@@ -86,6 +86,10 @@ def stream_answer(
 
 def phase_text(phase: Mapping[str, Any]) -> str:
     """Return what a person is told about one phase."""
+    return harmless(_phase_text(phase))
+
+
+def _phase_text(phase: Mapping[str, Any]) -> str:
     match phase.get("phase"):
         case "asking":
             return f"asking {phase.get('peers')} {'peer' if phase.get('peers') == 1 else 'peers'} …"
@@ -104,14 +108,16 @@ def phase_text(phase: Mapping[str, Any]) -> str:
 
 def refusal_text(error: ApiError) -> str:
     """Return an error of the market with what a person needs next: the models there are, or each peer's reason."""
-    lines = [str(error)]
-    if (available := error.details.get("available")) is not None and not any(n in str(error) for n in available):
-        lines.append(f"  the network has: {', '.join(available) or 'no models yet'}")
-    lines += [
-        f"  {short(refusal.get('peer'))}  {refusal.get('code')}: {refusal.get('message')}"
-        for refusal in error.details.get("refusals") or ()
-    ]
-    return "\n".join(lines)
+    refusals, available = error.details.get("refusals"), error.details.get("available")
+    if refusals:
+        # The daemon's message has the reasons in one line, for programs; a person gets a line for each.
+        lines = [str(error).partition(":")[0]]
+        lines += [f"  {short(one.get('peer'))}  {one.get('code')}: {one.get('message')}" for one in refusals]
+    else:
+        lines = [str(error)]
+        if available and not any(name in str(error) for name in available):
+            lines.append(f"  the network has: {', '.join(available)}")
+    return "\n".join(harmless(line) for line in lines)
 
 
 def _phase(comment: str) -> Mapping[str, Any] | None:

@@ -101,6 +101,11 @@ def short(identifier: str | None) -> str:
     return identifier[:12]
 
 
+def harmless(text: str, *, keep: str = "") -> str:
+    """Return ``text`` of a peer for a terminal, where control characters clear the screen or forge a prompt."""
+    return "".join(c if c.isprintable() or c in keep else "�" for c in text)
+
+
 def _cell(value: object) -> str:
     match value:
         case None:
@@ -112,4 +117,4 @@ def _cell(value: object) -> str:
         case int():
             return f"{value:,}"
         case _:
-            return "".join(c if c.isprintable() else "�" for c in str(value))
+            return harmless(str(value))

@@ -1,6 +1,7 @@
 """``run``: one prompt in, one answer out. Only the answer goes to standard output."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -12,10 +13,20 @@ from node.cli.answer import phase_text, refusal_text, stream_answer
 from node.cli.client import ApiError, find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
-from node.cli.output import note
+from node.cli.output import harmless, note
 
 _UNIT_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CLEAR_LINE: Final = "\r\x1b[2K"
+
+
+class Number(click.FloatRange):
+    """A range in which "nan", which compares with nothing, does not lie."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # click's own
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"expected a number, got {value!r}", param, ctx)
+        return number
 
 
 def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -33,8 +44,8 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told about its task.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer, at most.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 takes the likeliest token every time.")
-@click.option("--top-p", type=click.FloatRange(0, 1), help="Sample from the likeliest tokens of this mass.")
+@click.option("--temperature", type=Number(0, 2), help="0 takes the likeliest token every time.")
+@click.option("--top-p", type=Number(0, 1), help="Sample from the likeliest tokens of this mass.")
 @click.option("--seed", type=int, help="The same seed gives the same answer on the same device.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
 @click.option("--on", "where", metavar="any|local|remote|PEER", default="any", help="Where it may run.")
@@ -78,7 +89,10 @@ def _prompt(argument: str | None) -> str:
         return argument
     if sys.stdin.isatty():
         raise CliError('no prompt: souk run MODEL "…", or pipe it in', Exit.USAGE)
-    text = sys.stdin.read()
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as exc:
+        raise CliError(f"the prompt that was piped in is not UTF-8 text: {exc}", Exit.USAGE) from exc
     if not text.strip():
         raise CliError("the prompt that was piped in is empty", Exit.USAGE)
     return text
@@ -129,7 +143,7 @@ class _Display:
         if self._options.output == "jsonl":
             print(json.dumps({"event": "text", "text": piece}, ensure_ascii=False), flush=True)
         elif self._options.output == "table":
-            print(piece, end="", flush=True)
+            print(harmless(piece, keep="\n\t") if sys.stdout.isatty() else piece, end="", flush=True)
             self._text_open = not piece.endswith("\n")
 
     def end(self) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from node.cli.output import columns, duration, facts, money, short, size
+from node.cli.output import columns, duration, facts, harmless, money, short, size
 
 
 def test_columns_put_numbers_on_the_right_and_refuse_control_characters() -> None:
@@ -31,3 +31,7 @@ def test_facts_leave_out_what_is_unknown() -> None:
 )
 def test_values_are_shown_in_units_of_people(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_text_of_a_peer_keeps_only_the_controls_that_are_asked_for() -> None:
+    assert harmless("a\x1b[2Jb\n\tc", keep="\n\t") == "a\ufffd[2Jb\n\tc"

@@ -81,14 +81,31 @@ def test_run_says_who_answered_when_timings_are_wanted(daemon: FakeDaemon) -> No
 
 def test_run_takes_the_prompt_from_a_pipe(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     daemon.stream(*ANSWER)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("from a pipe\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from a pipe\n")))
     assert souk("run", "m").code == 0
     assert daemon.body["messages"] == [{"role": "user", "content": "from a pipe\n"}]
 
 
 def test_run_wants_a_prompt_when_the_pipe_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(" \n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b" \n")))
     assert souk("run", "m").code == 2
+
+
+def test_run_refuses_a_pipe_that_is_not_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe\x00")))
+    ran = souk("run", "m")
+    assert ran.code == 2 and "not UTF-8" in ran.err
+
+
+def test_run_shows_no_control_characters_when_a_peer_sends_them(daemon: FakeDaemon) -> None:
+    phase = {"phase": "passed_over", "peer": PEER, "code": "busy", "message": "\x1b[2Jno\r slot"}
+    daemon.stream(f": souk {json.dumps(phase)}", *ANSWER)
+    assert souk("run", "m", "hi").err == "…bziXHP7Z passed over: busy, \ufffd[2Jno\ufffd slot\n"
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-p"])
+def test_run_refuses_a_number_that_is_none(option: str) -> None:
+    assert souk("run", "m", "hi", option, "nan").code == 2
 
 
 @pytest.mark.parametrize("time", ["0", "-1", "5 m", "soon", "1d"])
@@ -101,7 +118,7 @@ def test_run_refuses_a_deadline_that_is_no_time(time: str) -> None:
     ("status", "code", "details", "exit_code", "told"),
     [
         (404, "model_not_found", {"available": ["smol", "llama"]}, 5, "the network has: smol, llama"),
-        (404, "model_not_found", {"available": []}, 5, "no models yet"),
+        (404, "model_not_found", {"available": []}, 5, "at most 2048 tokens\n"),
         (
             503,
             "no_capacity",
