@@ -1,5 +1,6 @@
 """The verbs, each loaded when it is called, and how errors become exit codes."""
 
+import contextlib
 import os
 import sys
 from importlib import import_module
@@ -78,9 +79,15 @@ def code_of(arguments: list[str] | None = None) -> int:
         _tell(f"souk: {exc}")
         return exc.code
     except BrokenPipeError:
-        # The reader has had enough. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader has had enough
         return Exit.DONE
+    except OSError as exc:
+        # A full disk or a forbidden folder on this machine. What the daemon and its rooms meet has become theirs.
+        if exc.filename is None:
+            _drop_output()
+        where = f"{exc.filename}: " if exc.filename is not None else ""
+        _tell(f"souk: {where}{exc.strerror or exc}")
+        return Exit.FAILED
     except NodeError as exc:
         _tell(str(exc) if isinstance(exc, ConfigError) else f"souk: {exc}")
         return exit_of(exc)
@@ -95,6 +102,12 @@ def exit_of(error: NodeError) -> Exit:
             return Exit.LOCKED
         case _:
             return Exit.FAILED
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere: Python would complain once more while it flushes at exit."""
+    with contextlib.suppress(OSError):  # a test's standard output has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(text: str) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import http.client
 import json
 import os
+import shlex
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -154,7 +155,11 @@ class Daemon:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
             response = connection.getresponse()
         except TimeoutError as exc:
-            raise CliError(f"the daemon at {self.url} ({self.origin}) does not answer in time") from exc
+            raise CliError(
+                f"the daemon at {self.url} ({self.origin}) takes the connection but does not answer in "
+                f"{connection.timeout:.0f} s: it is overloaded, or its process is stopped",
+                Exit.UNREACHABLE,
+            ) from exc
         except (OSError, http.client.HTTPException, socket.gaierror) as exc:
             raise CliError(self._unreachable(exc), Exit.UNREACHABLE) from exc
         if response.status < 400:
@@ -180,11 +185,15 @@ class Daemon:
         return _decode(data, self.url) if data.strip() else {}
 
     def _unreachable(self, cause: Exception) -> str:
-        state = "has a daemon that is starting or stopping" if self.home.is_locked() else "has no running node"
+        state = "has no running node"
+        if self.home.is_locked():
+            url = _url_of(self.home)
+            elsewhere = url is not None and url != self.url
+            state = f"has a daemon at {url}" if elsewhere else "has a daemon that is starting or stopping"
         why = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
         return (
             f"no daemon answers at {self.url} ({why}; address {self.origin}; home {self.home.path} {state}).\n"
-            f"  start one:   souk --home {self.home.path} serve\n"
+            f"  start one:   souk --home {shlex.quote(str(self.home.path))} serve\n"
             f"  another home or address?   souk --home DIR …   /   SOUK_API=http://127.0.0.1:PORT"
         )
 
@@ -203,6 +212,14 @@ def find_daemon(options: Globals) -> Daemon:
     if info is not None:
         return Daemon(url=info.url, origin=f"from {home.api_path}", home=home)
     return Daemon(url=DEFAULT_URL, origin="from the default", home=home)
+
+
+def _url_of(home: Home) -> str | None:
+    try:
+        info = home.read_api()
+    except HomeError:
+        return None
+    return None if info is None else info.url
 
 
 def _details(value: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -48,6 +49,23 @@ def test_unknown_verb_ends_with_2_and_a_hint() -> None:
 )
 def test_error_becomes_its_exit_code(error: ConfigError, code: int) -> None:
     assert exit_of(error) == code
+
+
+def test_system_error_becomes_one_line_and_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "config.toml"))
+
+    monkeypatch.setattr(app, "main", refuse)
+    ran = souk("init")
+    assert (ran.code, ran.err) == (1, f"souk: {tmp_path / 'config.toml'}: Permission denied\n")
+
+
+@pytest.mark.slow
+def test_full_disk_under_standard_output_ends_with_one_line() -> None:
+    line = [sys.executable, "-m", "node.cli", "models", "verify"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "souk: No space left on device\n")
 
 
 def test_options_of_all_verbs_count_before_and_after_the_verb(daemon: FakeDaemon) -> None:

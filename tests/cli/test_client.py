@@ -23,6 +23,17 @@ def test_command_says_that_a_daemon_is_starting_when_the_home_is_held(home: Home
         assert "starting or stopping" in souk("devices").err
 
 
+def test_command_names_the_other_address_when_the_home_has_a_daemon_elsewhere(
+    daemon: FakeDaemon, home: Home
+) -> None:
+    with home.locked():
+        assert f"has a daemon at {daemon.url}" in souk("devices", "--api", "http://127.0.0.1:9").err
+
+
+def test_fix_can_be_pasted_when_the_home_has_a_space(home: Home) -> None:
+    assert f"souk --home '{home.path}/a b' serve" in souk("devices", "--home", f"{home.path}/a b").err
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:11500", "https://x:1", "http://x", "http://x:port"])
 def test_command_refuses_an_address_that_is_none(address: str) -> None:
     ran = souk("devices", "--api", address)
