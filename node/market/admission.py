@@ -68,6 +68,11 @@ class Admission:
         """Jobs that hold a place now, waiting ones included."""
         return len(self._running)
 
+    @property
+    def unsettled(self) -> int:
+        """Contracts that were taken and are not settled yet: each reserves credit."""
+        return len(self._reserves)
+
     def slots_free(self, now: float) -> int:
         return max(self.slots - self._taken(now), 0)
 

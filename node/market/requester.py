@@ -365,8 +365,12 @@ class Requester:
 
     async def _agree(self, job: RequesterJob, order: Order, candidate: Candidate) -> Terms:
         """Raises: AttemptFailedError, TransportError, TooSlowError."""
-        age_ms = self._party.now_ms() - candidate.listing.heard_at_ms
-        is_fresh = age_ms <= STANDING_OFFER_S_MAX * MS_PER_S and candidate.listing.advert.slots_free > 0
+        now_ms, listing = self._party.now_ms(), candidate.listing
+        is_fresh = (
+            now_ms - listing.heard_at_ms <= STANDING_OFFER_S_MAX * MS_PER_S
+            and listing.advert.slots_free > 0
+            and listing.advert.expires_at_ms > now_ms
+        )
         if order.path == "fast" or (order.path == "auto" and is_fresh):
             return job.standing_terms()
         with trio.fail_after(DIAL_WAIT_S):

@@ -206,6 +206,9 @@ class RequesterJob:
             raise
 
     async def _offer(self, line: Line, terms: Terms) -> None:
+        if self._quote is None and self._candidate.listing.advert.expires_at_ms <= self._party.now_ms():
+            # Those before this candidate, or the dial, took longer than its advert lived.
+            raise AttemptFailedError(DeclineCode.EXPIRED, "the advert expired before a contract was made")
         self._salt = self._party.entropy(SALT_BYTES)
         contract = self._party.sign(self._make_contract(terms))
         self.contract = contract
