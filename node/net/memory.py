@@ -23,6 +23,7 @@ from protocol.units import PeerId
 
 log = logging.getLogger(__name__)
 
+_CONNECTION_GONE: Final = "it does not know the connection"
 _DHT_TRIPS: Final = 4
 """A lookup asks a few nodes one after the other: there and back, twice."""
 
@@ -234,24 +235,39 @@ class MemoryNetwork:
             raise TransportError(f"peer {peer_id_to_text(peer_id)} cannot be reached; {tried}")
 
     def _make_stream(self, peer_id: PeerId) -> MemoryStream:
-        stream = MemoryStream(
-            self._wire, own=self._peer_id, peer_id=peer_id, on_gone=lambda gone: self._streams.pop(gone, None)
-        )
+        stream = self.new_stream(peer_id, lambda gone: self._streams.pop(gone, None))
         self._streams[stream] = None
         return stream
+
+    def new_stream(self, peer_id: PeerId, on_gone: Callable[[MemoryStream], None]) -> MemoryStream:
+        """Make one end; a simulation that wants to see every frame overrides this."""
+        return MemoryStream(self._wire, own=self._peer_id, peer_id=peer_id, on_gone=on_gone)
+
+    @property
+    def streams_open(self) -> int:
+        """Ends on which something may still arrive or leave."""
+        return len(self._streams)
 
     def _arrive_open(self, near: MemoryStream, protocol: str, answer: "_Answer") -> None:
         if near.is_lost:
             return
         node = self._fabric.find(near.peer_id)
         refusal = "it is gone" if node is None else node._accept(self._peer_id, protocol, near)
-        self._wire.post(near.peer_id, self._peer_id, lambda: answer.give(refusal))
+        self._wire.post(near.peer_id, self._peer_id, partial(self._arrive_answer, near.peer_id, refusal, answer))
+
+    def _arrive_answer(self, peer: PeerId, refusal: str | None, answer: "_Answer") -> None:
+        if refusal == _CONNECTION_GONE:
+            # It restarted while the link was cut: as a reset on the wire does, this ends our half of it.
+            self._links.pop(peer, None)
+        answer.give(refusal)
 
     def _accept(self, peer: PeerId, protocol: str, near: MemoryStream) -> str | None:
         """Take a stream that ``peer`` opens, or say why not."""
         if protocol not in self._handlers:
             return "the protocol is not supported"
-        if peer not in self._links or self._open[peer, protocol] >= limits.STREAMS_PER_PROTOCOL_MAX:
+        if peer not in self._links:
+            return _CONNECTION_GONE
+        if self._open[peer, protocol] >= limits.STREAMS_PER_PROTOCOL_MAX:
             return "it takes no more streams"
         far = self._make_stream(peer)
         connect_ends(near, far)

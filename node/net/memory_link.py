@@ -33,7 +33,7 @@ class Wire:
 
     def __init__(self, seed: int, *, latency_s: tuple[float, float], is_cut: IsCut) -> None:
         self._seed = seed
-        self._latency_s = latency_s
+        self.latency_s = latency_s
         self.is_cut = is_cut
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -59,7 +59,7 @@ class Wire:
 
     def arrival(self, source: PeerId) -> float:
         """Draw when a packet that ``source`` sends now arrives."""
-        due = trio.current_time() + self.rng(source).uniform(*self._latency_s)
+        due = trio.current_time() + self.rng(source).uniform(*self.latency_s)
         return (int(due / GRID_S) + 1) * GRID_S
 
     def rng(self, source: PeerId) -> random.Random:

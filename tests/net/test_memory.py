@@ -13,7 +13,7 @@ from node.net.memory import MemoryFabric
 from protocol.units import PeerId
 from tests.net.conformance import *  # noqa: F403 (its tests are collected here)
 from tests.net.conformance_records import *  # noqa: F403
-from tests.net.world import ECHO, MemoryWorld, check_echo, make_pair, where
+from tests.net.world import ECHO, MemoryWorld, check_echo, echo, make_pair, where
 
 
 @pytest.fixture
@@ -144,3 +144,19 @@ def _trace(seed: int) -> str:
 
 def _now() -> bytes:
     return repr(round(trio.current_time(), 6)).encode()
+
+
+async def test_node_reaches_a_peer_again_when_it_restarted_behind_a_cut(
+    cut_world: MemoryWorld, cuts: set[tuple[bytes, bytes]]
+) -> None:
+    one, two = await make_pair(cut_world)
+    cuts |= {(one.peer_id, two.peer_id), (two.peer_id, one.peer_id)}
+    cut_world.fabric.crash("host2")
+    again = cut_world.fabric.network("host2", two.peer_id)
+    again.serve(ECHO, echo)
+    await cut_world.start(again)
+    cuts.clear()
+    # Nobody told the first one of the crash: its half of the connection ends with the first use of it.
+    with pytest.raises(TransportError, match="does not know the connection"):
+        await one.open_stream(two.peer_id, ECHO)
+    await check_echo(one, two.peer_id)
