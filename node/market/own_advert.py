@@ -43,7 +43,9 @@ class OwnAdvert:
 
     def compose(self, life: AdvertLife) -> Signed[Advert] | None:
         """Return the signed advert; None while no model answers here, or no place is given away."""
-        offers = [_offer(model, self._provider.prices) for model in self._executor.models()]
+        # A model on several devices is one offer: of its slowest device, since a job may run on any.
+        slowest = sorted(self._executor.models(), key=lambda model: -model.tokens_per_s_milli)
+        offers = [_offer(model, self._provider.prices) for model in {it.model_id: it for it in slowest}.values()]
         if not offers or self._admission.slots == 0 or self._admission.draining:
             return None
         offers = offers[: limits.MODELS_MAX]

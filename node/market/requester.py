@@ -295,7 +295,12 @@ class Requester:
     def _ranked(self, purchase: Purchase) -> list[Candidate]:
         wanted = purchase.log.dtype
         found = [it for it in self._matching(purchase.order) if wanted is None or it.offer.dtype == wanted]
-        return sorted(found, key=lambda candidate: self._rank(purchase, candidate))[:CANDIDATES_MAX]
+        found.sort(key=lambda candidate: self._rank(purchase, candidate))
+        # Each peer once: sixteen offers of one that is silent would hold an order up sixteen times.
+        best: dict[PeerId, Candidate] = {}
+        for candidate in found:
+            best.setdefault(candidate.peer_id, candidate)
+        return list(best.values())[:CANDIDATES_MAX]
 
     def _matching(self, order: Order) -> list[Candidate]:
         found = self._directory.candidates(order.model, self._party.now_ms())
