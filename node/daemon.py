@@ -113,6 +113,7 @@ class _Daemon:
         store = ModelStore(Path(config.models.dir) if config.models.dir else home.models_path)
         serve_models = config.models.serve if config.node.role == "worker" else ()
         self._pool = WorkerPool(config.worker, store, serve_models)
+        self._served = False
         self._admission = Admission(
             credit_per_peer=config.market.credit_new_peer, credit_pool=config.market.credit_pool_new
         )
@@ -187,9 +188,9 @@ class _Daemon:
 
     async def _start_pool(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._pool.run)
+        self._served = bool(self._pool.models())
         self._count_places()
         nursery.start_soon(self._follow_pool)
-        self._view.checks["worker"] = OK
 
     async def _follow_pool(self) -> None:
         """Keep places and advert true when a worker dies, or serves again."""
@@ -202,6 +203,9 @@ class _Daemon:
         by_device: dict[str, int] = {}
         for model in self._pool.models():
             by_device[model.device] = max(by_device.get(model.device, 0), model.slots)
+        # A node that never had a model is ready to buy; one that lost its own is not what it says.
+        lost = self._served and not by_device
+        self._view.checks["worker"] = "no model answers: the worker is being restarted" if lost else OK
         self._admission.slots = sum(by_device.values())
         self._admission.queue_max = self._config.market.queue_max if by_device else 0
 
