@@ -60,7 +60,10 @@ def convert_gguf(source: Path, target: Path) -> None:
         raise
     # The reader indexes into a mapped file and raises whatever numpy or struct raise on damage.
     except (KeyError, IndexError, ValueError, TypeError, NotImplementedError, OSError) as exc:
-        raise ModelError(f"{source.name}: cannot be converted: {type(exc).__name__}: {exc}") from exc
+        raise ModelError(
+            f"{source.name}: expected a GGUF file of the Llama family, got one that is damaged, cut off or of an "
+            f"unknown version ({type(exc).__name__}); get it again and compare its checksum"
+        ) from exc
 
 
 def _check(name: str, fields: Fields) -> None:
