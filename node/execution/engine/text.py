@@ -33,10 +33,18 @@ class TextCodec:
         environment.globals["raise_exception"] = _raise_template_error
         self._template = None if template is None else environment.from_string(template)
         self._bytes_of = _token_bytes(tokenizer)
+        # Special tokens have no bytes as output; as input, their names are read.
+        names = (token.content.encode() for token in tokenizer.get_added_tokens_decoder().values())
+        self._token_bytes_max = max(map(len, (*self._bytes_of, *names)))
 
     @property
     def vocabulary(self) -> int:
         return len(self._bytes_of)
+
+    @property
+    def token_bytes_max(self) -> int:
+        """How much text one token can stand for."""
+        return self._token_bytes_max
 
     def stop_tokens(self, configured: frozenset[int]) -> frozenset[int]:
         """Return every token that ends an answer: the configuration's, the tokenizer's and the chat format's."""

@@ -141,3 +141,8 @@ def test_stream_stops_inside_a_character_that_spans_tokens() -> None:
     stream = TextStream(BYTES, ["é"])
     assert [stream.push(byte) for byte in "aé!".encode()] == ["a", "", "", ""]
     assert stream.stopped
+
+
+def test_longest_token_bounds_what_a_context_can_hold(codec: TextCodec) -> None:
+    text = "a longer text, with <|im_start|> in it " * 50
+    assert len(text.encode()) <= len(codec.encode((), text)) * codec.token_bytes_max
