@@ -89,11 +89,22 @@ def open_untrusted(raw: bytes, *, network: NetworkId, kinds: frozenset[str]) -> 
 
 def network_of_untrusted(raw: bytes) -> NetworkId:
     """Return the network that an envelope names, unverified; raises nothing but ``RemoteProtocolError``."""
+    network, _body = _parts_untrusted(raw)
+    if len(network) != NETWORK_BYTES:
+        raise RemoteProtocolError(f"a network id has {NETWORK_BYTES} bytes", reason=Reason.ENVELOPE)
+    return NetworkId(network)
+
+
+def body_of_untrusted(raw: bytes) -> bytes:
+    """Return an envelope's body, unverified and not decoded; raises nothing but ``RemoteProtocolError``."""
+    return _parts_untrusted(raw)[1]
+
+
+def _parts_untrusted(raw: bytes) -> tuple[bytes, bytes]:
+    """Return network and body of what looks like an envelope; raises nothing but ``RemoteProtocolError``."""
     match decode_untrusted(raw, size_max=limits.BODY_BYTES_MAX + limits.ENVELOPE_OVERHEAD_BYTES_MAX):
-        case [int(), str(), bytes(net), bytes(), bytes(), bytes()]:
-            if len(net) == NETWORK_BYTES:
-                return NetworkId(net)
-            raise RemoteProtocolError(f"a network id has {NETWORK_BYTES} bytes", reason=Reason.ENVELOPE)
+        case [int(), str(), bytes(network), bytes(), bytes(body), bytes()]:
+            return network, body
         case _:
             raise RemoteProtocolError("not an envelope of six fields", reason=Reason.ENVELOPE)
 

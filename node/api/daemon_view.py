@@ -23,6 +23,7 @@ from node.api.views import (
 from node.config import Config
 from node.discovery.directory import Directory, Listing
 from node.execution.interface import DeviceReport, Executor
+from node.ledger.ledger import Ledger
 from node.market.admission import Admission
 from node.market.party import Party
 from node.market.provider import Provider
@@ -166,6 +167,9 @@ class DaemonView:
 
     def readiness(self) -> dict[str, str]:
         return dict(self.checks)
+
+    def books(self) -> Ledger:
+        return self._rooms.party.ledger
 
     async def receipts(self, limit: int) -> Sequence[ReceiptView]:
         return [

@@ -19,6 +19,9 @@ from node.api.views import (
     StatusView,
 )
 from node.config import ApiSection
+from node.ledger.audit import Audit
+from node.ledger.books import ListedEntry, PeerAccount
+from node.ledger.entries import StoredProof
 from node.market.order import JobEvent, Order
 from protocol.units import PeerId
 
@@ -33,6 +36,18 @@ class Market(Protocol):
 
         Raises: OrderError: one of its subclasses in ``node.market.order``.
         """
+
+
+class Books(Protocol):
+    """The ledger as people look into it; each raises LedgerError."""
+
+    async def peer_accounts(self) -> list[PeerAccount]: ...
+
+    async def entries_after(self, number: int, limit: int) -> list[ListedEntry]: ...
+
+    async def proofs(self, limit: int) -> tuple[int, list[StoredProof]]: ...
+
+    async def audit(self) -> Audit: ...
 
 
 class View(Protocol):
@@ -54,6 +69,8 @@ class View(Protocol):
 
     def readiness(self) -> dict[str, str]:
         """Return each check with ``ok`` or the reason why not."""
+
+    def books(self) -> Books: ...
 
     async def receipts(self, limit: int) -> Sequence[ReceiptView]:
         """Return at most ``limit`` contracts, the latest first. Raises: LedgerError."""

@@ -79,17 +79,19 @@ class Daemon:
     origin: str
     home: Home
 
-    def get(self, path: str) -> dict[str, Any]:  # JSON of the daemon, shown and not judged
-        return self.request("GET", path)
+    def get(self, path: str, *, wait_s: float = REQUEST_S) -> dict[str, Any]:  # JSON of the daemon, shown
+        return self.request("GET", path, wait_s=wait_s)
 
-    def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:  # JSON
-        """Return the JSON object that the daemon answers with.
+    def request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, wait_s: float = REQUEST_S
+    ) -> dict[str, Any]:  # JSON of the daemon, shown and not judged
+        """Return the JSON object that the daemon answers with, within ``wait_s`` of silence.
 
         Raises:
             ApiError: it answered with an error.
             CliError: it did not answer, refused the token, or is no souk daemon.
         """
-        connection = self._connection(REQUEST_S)
+        connection = self._connection(wait_s)
         try:
             return self._object(self._send(connection, method, path, body))
         finally:

@@ -1,4 +1,4 @@
-"""``receipts``: what was promised and paid, and its proof, which anybody can check without a daemon."""
+"""``receipts``: what was promised and paid, who contradicted themselves, and proof of both for anybody."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ FILE_BYTES_MAX: Final = 64 << 20
 @click.group(cls=SoukGroup, invoke_without_command=True)
 @click.pass_context
 def receipts(ctx: click.Context) -> int:
-    """List, show and verify receipts."""
+    """List, show and verify receipts and proofs."""
     return ctx.invoke(list_receipts) if ctx.invoked_subcommand is None else Exit.DONE
 
 
@@ -44,10 +44,22 @@ def show(options: Globals, contract_id: str) -> int:
 @click.argument("file", metavar="FILE|-")
 @pass_globals
 def verify(options: Globals, file: str) -> int:
-    """Check a bundle's signatures, links and sums, without a daemon: 0 valid, 1 not."""
-    found = verify_bundle(read_text(file))
-    emit(options, {"schema": 1} | found, table=_verdict_table)
+    """Check a bundle or a proof of equivocation, without a daemon: 0 valid, 1 not."""
+    text = read_text(file)
+    proof = _bare_proof(text)
+    found = verify_bundle(text) if proof is None else verify_proof(proof)
+    emit(options, {"schema": 1} | found, table=_verdict_table if proof is None else _proof_table)
     return Exit.DONE if found["valid"] else Exit.FAILED
+
+
+@receipts.command("proofs")
+@pass_globals
+def list_proofs(options: Globals) -> int:
+    """List the proofs that peers contradicted themselves; -o jsonl prints what `verify` reads, one a line."""
+    from node.cli.books import find_books
+
+    emit(options, find_books(options).proofs(), rows="proofs", table=_proofs_table)
+    return Exit.DONE
 
 
 def fetch_bundle(options: Globals, contract_id: str) -> dict[str, Any]:  # JSON, judged by verify_bundle
@@ -138,6 +150,38 @@ def verify_bundle(text: str) -> dict[str, Any]:  # a JSON object: the verdict
     }
 
 
+def verify_proof(data: bytes) -> dict[str, Any]:  # a JSON object: the verdict
+    """Return what a proof of equivocation proves: ``valid`` and either the facts or the ``problem``."""
+    from protocol.equivocation import verify_proof_untrusted
+    from protocol.errors import RemoteProtocolError
+    from protocol.identity import peer_id_to_text
+
+    try:
+        proof = verify_proof_untrusted(data)
+    except RemoteProtocolError as exc:
+        return {"valid": False, "problem": str(exc)}
+    return {
+        "valid": True,
+        "offender": peer_id_to_text(proof.offender),
+        "kind": proof.slot.kind,
+        "network": proof.network.hex(),
+        "message_ids": [message_id.hex() for message_id in proof.message_ids],
+    }
+
+
+def _bare_proof(text: str) -> bytes | None:
+    """Return the proof in ``text``, also out of a line that ``proofs`` printed; None when it is no proof."""
+    from protocol.equivocation import is_proof
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and is_proof(value.get("proof")):
+        value = value["proof"]
+    return json.dumps(value).encode() if is_proof(value) else None
+
+
 def _bare_bundle(text: str) -> bytes:
     """Return the bundle itself when ``text`` is the API's answer around it."""
     try:
@@ -158,3 +202,21 @@ def _verdict_table(found: Payload) -> str:
     names = [name for name in found if name not in ("schema", "valid", "accepted_at_ms")]
     pairs = [(name.replace("_", " "), found[name]) for name in names]
     return f"{head}\n{facts([('accepted at', moment(found['accepted_at_ms'])), *pairs])}"
+
+
+def _proof_table(found: Payload) -> str:
+    if not found["valid"]:
+        return f"✗ proves nothing: {found['problem']}"
+    pairs = [("offender", found["offender"]), ("network", found["network"])]
+    pairs += [("message", message_id) for message_id in found["message_ids"]]
+    return f"✓ one key signed two {found['kind']} messages for one slot\n{facts(pairs)}"
+
+
+def _proofs_table(payload: Payload) -> str:
+    if not payload["proofs"]:
+        return "No proofs: no peer of this node has contradicted itself."
+    rows = [
+        [short(it.get("offender")), it.get("kind"), moment(it.get("at_ms")), *map(short, it.get("message_ids"))]
+        for it in payload["proofs"]
+    ]
+    return columns(("PEER", "TYPE", "AT", "FIRST", "SECOND"), rows)

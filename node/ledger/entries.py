@@ -58,3 +58,17 @@ class Totals:
 
     earned: Microcredits
     spent: Microcredits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredProof:
+    """Two messages that one key signed for one slot (spec 08, section 2)."""
+
+    offender: PeerId
+    kind: str
+    message_ids: tuple[MessageId, MessageId]
+    """The lower one first."""
+    at_ms: UnixMs
+    """When the second one came."""
+    proof: bytes
+    """The JSON that ``protocol.equivocation`` verifies."""

@@ -15,10 +15,15 @@ from typing import Final, TypeVar
 import trio
 
 from node.errors import LedgerError
+from node.ledger.audit import Audit, audit_file
+from node.ledger.books import ListedEntry, PeerAccount, count_proofs, entries_after, peer_accounts, proofs
 from node.ledger.disk import Disk, FileDisk
-from node.ledger.entries import ContractRow, Entry, StoredMessage, Totals
+from node.ledger.entries import ContractRow, Entry, StoredMessage, StoredProof, Totals
 from node.ledger.store import LedgerStore
-from protocol.units import MessageId, Microcredits, PeerId
+from protocol.envelope import Envelope
+from protocol.equivocation import Proof
+from protocol.identity import peer_id_to_text
+from protocol.units import MessageId, Microcredits, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class Ledger:
         self._path = path
         self._disk = FileDisk(path) if disk is None else disk
         self._store = LedgerStore(path, self._disk)
+        self._audits = trio.CapacityLimiter(1)
         self._send, self._receive = trio.open_memory_channel[_Posting](QUEUE_MAX)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -75,12 +81,23 @@ class Ledger:
         """Write messages and where their contract stands; durable on return. Raises: LedgerError."""
         posting = _Posting(entries, row)
         try:
-            await self._send.send(posting)
+            # Shielded: a caller that is cancelled here has counted the message already, and will not say it again.
+            with trio.CancelScope(shield=True):
+                await self._send.send(posting)
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             raise LedgerError(f"{self._path}: the ledger is closed") from exc
         await posting.done.wait()
         if posting.error is not None:
             raise posting.error
+
+    async def witness(self, envelope: Envelope, at_ms: UnixMs) -> None:
+        """Keep the proof that a message which we refused makes with one of its signer's that we hold, if it does.
+
+        Raises: LedgerError.
+        """
+        proof = await self._read(lambda: self._store.witness(envelope, at_ms))
+        if proof is not None:
+            _tell(proof)
 
     async def contracts(self, limit: int) -> list[ContractRow]:
         """Return the newest contracts first."""
@@ -106,6 +123,27 @@ class Ledger:
         """Return what each requester left unpaid."""
         return await self._read(self._store.debts)
 
+    async def peer_accounts(self) -> list[PeerAccount]:
+        """Return what passed between this node and each peer."""
+        return await self._read(lambda: peer_accounts(self._store.db))
+
+    async def entries_after(self, number: int, limit: int) -> list[ListedEntry]:
+        """Return the next entries in the order in which they were written."""
+        return await self._read(lambda: entries_after(self._store.db, number, limit))
+
+    async def proofs(self, limit: int) -> tuple[int, list[StoredProof]]:
+        """Return how many proofs of equivocation are kept, and the newest of them."""
+        return await self._read(lambda: (count_proofs(self._store.db), proofs(self._store.db, limit)))
+
+    async def audit(self) -> Audit:
+        """Check every hash, signature and sum over a connection of its own. Raises: LedgerError."""
+
+        def check() -> Audit:
+            return audit_file(self._path, trio.from_thread.check_cancelled)
+
+        # Not on the ledger's own thread: 100 000 entries take half a minute, and postings must not wait for that.
+        return await trio.to_thread.run_sync(check, limiter=self._audits)
+
     async def verify(self) -> int:
         """Return the number of entries once the hash chain holds. Raises: LedgerError."""
         return await self._read(self._store.verify)
@@ -121,7 +159,7 @@ class Ledger:
 
     def _write_batch(self, batch: list[_Posting]) -> None:
         try:
-            self._store.write(
+            made = self._store.write(
                 [entry for posting in batch for entry in posting.entries],
                 [posting.row for posting in batch if posting.row is not None],
             )
@@ -133,6 +171,9 @@ class Ledger:
                 return
             log.error("ledger write failed", extra={"cause": str(exc)})
             batch[0].error = LedgerError(f"{self._path}: cannot be written: {exc}")
+        else:
+            for proof in made:
+                _tell(proof)
 
     async def _finish(self) -> None:
         """Write what still waits and close: a posting that was accepted is never dropped."""
@@ -143,3 +184,8 @@ class Ledger:
         for posting in waiting:
             posting.done.set()
         await self._in_thread(self._store.close)
+
+
+def _tell(proof: Proof) -> None:
+    # Counted where it is kept: GET /api/v1/ledger shows the number.
+    log.warning("equivocation proved", extra={"peer": peer_id_to_text(proof.offender), "kind": proof.slot.kind})

@@ -5,7 +5,7 @@ although every SIGKILL test passes.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,10 @@ from typing import Final
 from node.errors import LedgerError
 from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, Totals
+from node.ledger.schema import MIGRATIONS, WHAT_TO_DO, check, migrate, slot_key_of
+from protocol.envelope import Envelope
+from protocol.equivocation import Proof, contradiction_untrusted, encode_proof
+from protocol.errors import RemoteProtocolError
 from protocol.states import (
     ProviderEvent,
     ProviderState,
@@ -25,41 +29,8 @@ from protocol.states import (
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 FIRST_HASH: Final = bytes(32)
-
-# Numbered: a release appends, none is ever edited. ``user_version`` says how many have run.
-MIGRATIONS: Final = (
-    """
-    CREATE TABLE entry (
-        seq INTEGER PRIMARY KEY,
-        message_id BLOB NOT NULL UNIQUE,
-        kind TEXT NOT NULL,
-        job_id BLOB NOT NULL,
-        contract_id BLOB,
-        peer_id BLOB NOT NULL,
-        signer BLOB NOT NULL,
-        at_ms INTEGER NOT NULL,
-        envelope BLOB NOT NULL,
-        hash BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX entry_by_contract ON entry (contract_id);
-    CREATE INDEX entry_by_job ON entry (job_id);
-    CREATE TABLE contract (
-        contract_id BLOB PRIMARY KEY,
-        job_id BLOB NOT NULL,
-        role TEXT NOT NULL CHECK (role IN ('requester', 'provider')),
-        peer_id BLOB NOT NULL,
-        model_id BLOB NOT NULL,
-        model TEXT NOT NULL,
-        state TEXT NOT NULL,
-        tokens_in INTEGER NOT NULL,
-        tokens_out INTEGER NOT NULL,
-        metered INTEGER NOT NULL CHECK (metered >= 0),
-        vouchered INTEGER NOT NULL CHECK (vouchered >= 0),
-        at_ms INTEGER NOT NULL
-    ) STRICT;
-    CREATE INDEX contract_by_time ON contract (at_ms);
-    """,
-)
+CHECKED_AT_START: Final = 100_000
+"""Newest entries whose hash chain is checked at every start: 0.3 s of a small machine. An audit checks all."""
 
 _CONTRACT_COLUMNS: Final = (
     "contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out, metered, vouchered, at_ms"
@@ -83,14 +54,17 @@ class LedgerStore:
     def open(self) -> None:
         """Open or create the database and bring its schema up to date.
 
-        Raises: LedgerError (not a ledger, newer than this program, or the disk refuses).
+        Raises: LedgerError (not a ledger, damaged, newer than this program, or the disk refuses).
         """
         try:
             self._db = self._disk.connect()
-            self._migrate()
-        except sqlite3.Error as exc:
+            check(self._db, self._path)
+            migrate(self._db, self._path, MIGRATIONS)
+            self.verify(CHECKED_AT_START)
+        except (sqlite3.Error, OSError) as exc:
             self.close()
-            raise LedgerError(f"{self._path}: cannot be used as a ledger: {exc}") from exc
+            hint = f"; {WHAT_TO_DO}" if _is_damage(exc) else ""
+            raise LedgerError(f"{self._path}: cannot be used as a ledger: {exc}{hint}") from exc
         except LedgerError:
             self.close()
             raise
@@ -100,37 +74,50 @@ class LedgerStore:
             self._db.close()
             self._db = None
 
-    def _migrate(self) -> None:
-        (version,) = self.db.execute("PRAGMA user_version").fetchone()
-        if version > len(MIGRATIONS):
-            raise LedgerError(
-                f"{self._path}: written by a newer souk (schema {version}, this one knows {len(MIGRATIONS)})"
-            )
-        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
-            self.db.executescript(f"BEGIN; {script} PRAGMA user_version={number}; COMMIT;")
+    def write(self, entries: Iterable[Entry], rows: Iterable[ContractRow]) -> list[Proof]:
+        """Append entries and replace rows in one transaction; durable when this returns.
 
-    def write(self, entries: Iterable[Entry], rows: Iterable[ContractRow]) -> None:
-        """Append entries and replace rows in one transaction; durable when this returns."""
+        Return the proofs that the new entries make with older ones: they are stored with them.
+        """
+        made: list[Proof] = []
         self.db.execute("BEGIN IMMEDIATE")
         try:
             last = self.db.execute("SELECT hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
             link: bytes = last[0] if last else FIRST_HASH
             for entry in entries:
-                link = self._append(entry, link)
+                link, proof = self._append(entry, link)
+                made += [proof] if proof is not None else []
             for row in rows:
-                self._put(row)
+                put_contract(self.db, row)
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             raise
+        return made
 
-    def _append(self, entry: Entry, link: bytes) -> bytes:
+    def witness(self, envelope: Envelope, at_ms: UnixMs) -> Proof | None:
+        """Store and return the proof that a message makes with an entry; the message itself becomes no entry."""
+        slot = slot_key_of(envelope)
+        if slot is None:
+            return None
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            proof = self._contradict(envelope, slot, at_ms)
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
+        return proof
+
+    def _append(self, entry: Entry, link: bytes) -> tuple[bytes, Proof | None]:
         envelope = entry.envelope
+        slot = slot_key_of(envelope)
         next_link = sha256(link + envelope.message_id + sha256(envelope.raw).digest()).digest()
         done = self.db.execute(
-            "INSERT INTO entry (message_id, kind, job_id, contract_id, peer_id, signer, at_ms, envelope, hash)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (message_id) DO NOTHING",
+            "INSERT INTO entry (message_id, kind, job_id, contract_id, peer_id, signer, at_ms, envelope, hash,"
+            " slot) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (message_id) DO NOTHING",
             (
                 envelope.message_id,
                 envelope.kind,
@@ -141,30 +128,32 @@ class LedgerStore:
                 entry.at_ms,
                 envelope.raw,
                 next_link,
+                slot,
             ),
         )
-        return next_link if done.rowcount else link
+        if not done.rowcount:
+            return link, None
+        return next_link, None if slot is None else self._contradict(envelope, slot, entry.at_ms)
 
-    def _put(self, row: ContractRow) -> None:
-        self.db.execute(
-            f"INSERT INTO contract ({_CONTRACT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
-            " ON CONFLICT (contract_id) DO UPDATE SET state = excluded.state, tokens_in = excluded.tokens_in,"
-            " tokens_out = excluded.tokens_out, metered = excluded.metered, vouchered = excluded.vouchered",
-            (
-                row.contract_id,
-                row.job_id,
-                row.role,
-                row.peer_id,
-                row.model_id,
-                row.model,
-                str(row.state),
-                row.tokens_in,
-                row.tokens_out,
-                row.metered,
-                row.vouchered,
-                row.at_ms,
-            ),
+    def _contradict(self, envelope: Envelope, slot: bytes, at_ms: UnixMs) -> Proof | None:
+        """Store and return the proof of ``envelope`` against the first entry in its slot, once for each pair."""
+        first = self.db.execute(
+            "SELECT envelope FROM entry WHERE slot = ? AND message_id != ? ORDER BY seq LIMIT 1",
+            (slot, envelope.message_id),
+        ).fetchone()
+        if first is None:
+            return None
+        try:
+            proof = contradiction_untrusted(first[0], envelope.raw)
+        except RemoteProtocolError:
+            return None  # another network's, or an entry that was altered since: no proof for others
+        low, high = proof.message_ids
+        done = self.db.execute(
+            "INSERT INTO proof (first_id, second_id, offender, kind, at_ms, proof) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT (first_id, second_id) DO NOTHING",
+            (low, high, proof.offender, proof.slot.kind, at_ms, encode_proof(proof)),
         )
+        return proof if done.rowcount else None
 
     def contracts(self, limit: int) -> list[ContractRow]:
         """Return the newest contracts first."""
@@ -238,17 +227,66 @@ class LedgerStore:
         self.db.execute("COMMIT")
         return len(moved)
 
-    def verify(self) -> int:
-        """Return the number of entries once the hash chain holds. Raises: LedgerError (it is broken)."""
+    def verify(self, newest: int = -1) -> int:
+        """Return the number of entries once the hash chain holds, over all or the newest of them.
+
+        Raises: LedgerError (it is broken).
+        """
+        (last,) = self.db.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()
+        found = self.db.execute(
+            "SELECT seq, message_id, envelope, hash FROM entry WHERE seq > ? ORDER BY seq",
+            (last - newest if newest >= 0 else 0,),
+        )
         link, count = FIRST_HASH, 0
-        for message_id, raw, stored in self.db.execute(
-            "SELECT message_id, envelope, hash FROM entry ORDER BY seq"
-        ):
-            link = sha256(link + message_id + sha256(raw).digest()).digest()
+        for number, message_id, raw, stored in found:
+            # What the first of the newest continues is not looked at.
+            is_known = count or newest < 0 or number == 1
+            if is_known and sha256(link + message_id + sha256(raw).digest()).digest() != stored:
+                raise LedgerError(
+                    f"{self._path}: entry {number} does not continue the chain before it; {WHAT_TO_DO}"
+                )
+            link = stored
             count += 1
-            if link != stored:
-                raise LedgerError(f"{self._path}: entry {count} does not continue the chain before it")
         return count
+
+
+def put_contract(db: sqlite3.Connection, row: ContractRow) -> None:
+    """Write where a contract stands; the newest row replaces the one before."""
+    db.execute(
+        f"INSERT INTO contract ({_CONTRACT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+        " ON CONFLICT (contract_id) DO UPDATE SET state = excluded.state, tokens_in = excluded.tokens_in,"
+        " tokens_out = excluded.tokens_out, metered = excluded.metered, vouchered = excluded.vouchered",
+        (
+            row.contract_id,
+            row.job_id,
+            row.role,
+            row.peer_id,
+            row.model_id,
+            row.model,
+            str(row.state),
+            row.tokens_in,
+            row.tokens_out,
+            row.metered,
+            row.vouchered,
+            row.at_ms,
+        ),
+    )
+
+
+def all_contracts(db: sqlite3.Connection, unreadable: Callable[[LedgerError], None]) -> Iterator[ContractRow]:
+    """Yield every row that this program can read, in no order; ``unreadable`` hears of the others."""
+    for fields in db.execute(f"SELECT {_CONTRACT_COLUMNS} FROM contract"):  # noqa: S608 - constants only
+        try:
+            yield _row(fields)
+        except LedgerError as exc:
+            unreadable(exc)
+
+
+def _is_damage(exc: sqlite3.Error | OSError) -> bool:
+    """Return whether the file itself is at fault, and not the disk or another process."""
+    # The low byte: the others only tell where SQLite stumbled.
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 def _row(fields: tuple[object, ...]) -> ContractRow:

@@ -281,6 +281,15 @@ class ProviderJob:
                 await self._end(ProviderEvent.JOB_FAILED, "failed")
 
     async def _hear(self, signed: Signed[SignedMessage]) -> None:
+        try:
+            await self._take(signed)
+        except RemoteProtocolError:
+            # A second message for a place that is taken proves against its signer, once the first is in the books.
+            await self._store_heard()
+            await self._party.ledger.witness(signed.envelope, self._party.now_ms())
+            raise
+
+    async def _take(self, signed: Signed[SignedMessage]) -> None:
         match signed.message:
             case Voucher() as voucher:
                 self._account.voucher_untrusted(voucher)

@@ -73,6 +73,7 @@ class RequesterJob:
         self._account: RequesterAccount | None = None
         self._untold: tuple[Signed[SignedMessage], Signed[Voucher]] | None = None
         """The last meter and its voucher, until that was sent."""
+        self._heard: Signed[SignedMessage] | None = None
         self._salt = b""
         self._tokens_in = 0
         self._sent_at = 0.0
@@ -190,6 +191,8 @@ class RequesterJob:
             return await self._receive(line)
         except RemoteProtocolError as exc:
             wait_s = self._offer_open_s()
+            if self._heard is not None:
+                await self._party.ledger.witness(self._heard.envelope, self._party.now_ms())
             await self._break_off(line, "meter")
             raise _failed(exc, "broke the protocol", wait_s=wait_s) from exc
         except (StreamLostError, trio.TooSlowError) as exc:
@@ -296,6 +299,7 @@ class RequesterJob:
                     await self._take_output(sequence, data)
                 case EnvelopeFrame():
                     signed: Signed[SignedMessage] = line.read_untrusted(frame, Meter, Receipt)
+                    self._heard = signed
                     if isinstance(signed.message, Meter):
                         await self._pay(line, signed.message, signed)
                     elif isinstance(signed.message, Receipt):
