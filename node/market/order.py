@@ -102,11 +102,15 @@ JobEvent: TypeAlias = Asking | Quoted | PassedOver | Contracted | Output | Finis
 
 
 class OrderError(NodeError):
-    """The order could not be filled."""
+    """The order could not be filled; ``code`` is a fixed word for machines."""
+
+    code = "failed"
 
 
 class UnknownModelError(OrderError):
     """Nobody known has this model; ``available`` lists the names that the network has."""
+
+    code = "model_not_found"
 
     def __init__(self, model: str, available: tuple[str, ...]) -> None:
         has = ", ".join(available) if available else "nothing yet"
@@ -118,6 +122,8 @@ class UnknownModelError(OrderError):
 class NobodyWillingError(OrderError):
     """Candidates were found and none took the job; ``refusals`` has each one's reason."""
 
+    code = "no_capacity"
+
     def __init__(self, refusals: tuple[PassedOver, ...]) -> None:
         super().__init__(f"none of {len(refusals)} peers took the job")
         self.refusals = refusals
@@ -125,6 +131,8 @@ class NobodyWillingError(OrderError):
 
 class PromptTooLongError(OrderError):
     """The prompt and the answer do not fit the model's context; the message has the limit."""
+
+    code = "context_length_exceeded"
 
 
 class JobFailedError(OrderError):
@@ -137,3 +145,5 @@ class JobFailedError(OrderError):
 
 class DeadlineError(OrderError):
     """The order's deadline passed before an answer was complete."""
+
+    code = "deadline"

@@ -1,6 +1,6 @@
-"""Who we are in a contract: key, network, ledger, clock and entropy, handed to every conversation as one value."""
+"""Who we are in a contract: key, network, ledger, clock, entropy, counts: one value for every conversation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
@@ -9,6 +9,7 @@ from node.clock import Entropy, WallClock
 from node.errors import StreamLostError
 from node.ledger.entries import Entry
 from node.ledger.ledger import Ledger
+from node.metrics import Metrics
 from node.net.interface import Stream
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.framing import FRAME_BYTES_MAX, EnvelopeFrame, Frame, decode_frame_untrusted, encode_frame
@@ -31,6 +32,8 @@ class Party:
     ledger: Ledger
     wall_clock: WallClock
     entropy: Entropy
+    metrics: Metrics = field(default_factory=Metrics)
+    """Where conversations count what happens in them; the daemon shows them."""
 
     @property
     def peer_id(self) -> PeerId:

@@ -87,15 +87,17 @@ class Provider:
         try:
             with trio.fail_after(FIRST_WORD_S):
                 ask = await line.hear_untrusted(Ask)
+                self._party.metrics.asked()
                 try:
                     quote = self._quote(ask)
                     await self._store_quote(ask, quote)
                     await line.tell(quote)
+                    self._party.metrics.quoted()
                 except Refused as refused:
                     await self._decline(line, ask.message_id, refused)
                 await line.finish()
         except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
-            _note_broken("quote conversation broken", line.peer_id, exc)
+            self._note_broken("quote conversation broken", line.peer_id, exc)
 
     def _quote(self, ask: Signed[Ask]) -> Signed[Quote]:
         """Return a binding quote and hold a place for it. Raises: Refused, RemoteProtocolError."""
@@ -170,7 +172,7 @@ class Provider:
                 return
             await self._run(job, contract.message_id)
         except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
-            _note_broken("job conversation broken", line.peer_id, exc)
+            self._note_broken("job conversation broken", line.peer_id, exc)
         except NodeError as exc:
             log.error("job ended by a fault of ours", extra={"cause": str(exc)})
 
@@ -312,6 +314,7 @@ class Provider:
 
     async def _decline(self, line: Line, refers_to: MessageId, refused: Refused) -> None:
         # A decline binds nobody, so no disk is spent on it: strangers could fill it with asks.
+        self._party.metrics.declined(refused.code)
         log.info("declined", extra={"peer": peer_id_to_text(line.peer_id), "code": refused.code})
         await line.tell(
             self._party.sign(
@@ -325,6 +328,12 @@ class Provider:
                 )
             )
         )
+
+    def _note_broken(self, event: str, peer_id: PeerId, exc: Exception) -> None:
+        if isinstance(exc, RemoteProtocolError):
+            self._party.metrics.peer_rejected(exc.reason)
+        reason = exc.reason if isinstance(exc, RemoteProtocolError) else type(exc).__name__
+        log.info(event, extra={"peer": peer_id_to_text(peer_id), "reason": reason, "cause": str(exc)})
 
     @contextlib.contextmanager
     def _busy_change(self) -> Iterator[None]:
@@ -373,8 +382,3 @@ async def _read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, Gen
             reason=Reason.MEANING,
         )
     return salt, task_input
-
-
-def _note_broken(event: str, peer_id: PeerId, exc: Exception) -> None:
-    reason = exc.reason if isinstance(exc, RemoteProtocolError) else type(exc).__name__
-    log.info(event, extra={"peer": peer_id_to_text(peer_id), "reason": reason, "cause": str(exc)})

@@ -15,6 +15,7 @@ from node.errors import ExecutionError, LedgerError, StreamLostError
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.ledger.entries import ContractRow
 from node.market.party import Line, Party
+from node.metrics import JobState
 from protocol import limits
 from protocol.account import ProviderAccount
 from protocol.contract import Accept, Cancel, Contract
@@ -34,6 +35,12 @@ INBOX_SLACK: Final = 64
 """Room beside the pieces of the answer; a peer that sends more waits."""
 FAREWELL_S: Final = 5.0
 """After an early end, how long the last vouchers may still come in."""
+_JOB_STATES: Final[dict[ProviderState, JobState]] = {
+    ProviderState.CLOSED: "closed",
+    ProviderState.CANCELLED: "cancelled",
+    ProviderState.EXPIRED: "expired",
+    ProviderState.UNPAID: "unpaid",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,7 @@ class ProviderJob:
             if fault is not None:
                 raise fault
         finally:
+            self._count()
             log.info(
                 "contract over",
                 extra={
@@ -231,6 +239,7 @@ class ProviderJob:
         except StreamLostError:
             await self._line_lost()
         except RemoteProtocolError as exc:
+            self._party.metrics.peer_rejected(exc.reason)
             log.warning(
                 "requester broke the protocol",
                 extra={"peer": peer_id_to_text(self._line.peer_id), "reason": exc.reason, "cause": str(exc)},
@@ -292,7 +301,9 @@ class ProviderJob:
     async def _take(self, signed: Signed[SignedMessage]) -> None:
         match signed.message:
             case Voucher() as voucher:
+                before = self._account.vouchered
                 self._account.voucher_untrusted(voucher)
+                self._party.metrics.earned.inc(self._account.vouchered - before)
                 if self.state is ProviderState.PAUSED_UNPAID and not self._must_pause():
                     self._move(ProviderEvent.VOUCHER_CAME)
                 self._heard.append(signed)
@@ -315,6 +326,8 @@ class ProviderJob:
         while self._waiting and self.state in (ProviderState.FORMED, ProviderState.RUNNING):
             if self.state is ProviderState.FORMED:
                 self._move(ProviderEvent.OUTPUT_STARTED)
+                waited_s = trio.current_time() - self._accepted_at
+                self._party.metrics.first_token("worker", self._model.name, waited_s)
             output = self._next_output()
             sequence, data = self._account.output(output)
             await self._line.send(OutputFrame(sequence, data))
@@ -424,6 +437,14 @@ class ProviderJob:
 
     def _elapsed_ms(self) -> int:
         return to_ms(trio.current_time() - self._accepted_at)
+
+    def _count(self) -> None:
+        metrics, model = self._party.metrics, self._model.name
+        metrics.contract_over("worker", self.state)
+        # Left in any other state, it was cut by our own stop or by a ledger that cannot write.
+        metrics.job_over("worker", _JOB_STATES.get(self.state, "failed"))
+        metrics.job_took("worker", model, trio.current_time() - self._accepted_at)
+        metrics.tokens("worker", model, tokens_in=self._prompt.tokens_in, tokens_out=self.tokens_out)
 
     def _move(self, event: ProviderEvent) -> None:
         self.state = advance_provider(self.state, event)

@@ -16,7 +16,7 @@ import trio
 from node.clock import to_ms
 from node.config import MarketSection
 from node.discovery.directory import Candidate, Directory, names_model
-from node.errors import ExecutionError, JobRefusedError, TransportError
+from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportError
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.order import (
     Asking,
@@ -36,9 +36,10 @@ from node.market.order import (
 from node.market.party import Party
 from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
 from node.market.requester_job import RequesterJob
+from node.metrics import JobState, Role
 from node.net.interface import Network
 from protocol import limits
-from protocol.errors import DeclineCode, LocalProtocolError
+from protocol.errors import DeclineCode, LocalProtocolError, RemoteProtocolError
 from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
 from protocol.price import price_bound
 from protocol.task import encode_input, pack_tokens
@@ -90,10 +91,27 @@ class Requester:
 
         Raises: OrderError (the subclass says how it failed), LedgerError.
         """
+        role: Role = "requester"
+        state: JobState = "cancelled"
+        code = ""
+        try:
+            own = self._own_model(order)
+            role = "requester" if own is None else "local"
+            await self._carry_out(order, own, sink)
+            state = "closed"
+        except (OrderError, LedgerError) as exc:
+            state = "expired" if isinstance(exc, DeadlineError) else "failed"
+            code = exc.code if isinstance(exc, OrderError) else "ledger"
+            raise
+        finally:
+            self._party.metrics.job_over(role, state, code)
+
+    async def _carry_out(
+        self, order: Order, own: ServedModel | None, sink: trio.MemorySendChannel[JobEvent]
+    ) -> None:
         job_id = JobId(self._party.entropy(JOB_ID_BYTES))
         ends_at = trio.current_time() + min(order.deadline_s, limits.JOB_LIFE_MS_MAX / MS_PER_S)
         with trio.move_on_at(ends_at) as deadline:
-            own = self._own_model(order)
             if own is not None:
                 await self._run_here(order, job_id, own, sink)
             else:
@@ -145,20 +163,23 @@ class Requester:
                     await self._executor.release(prompt)
             raise
         assert answer_log.finish is not None and answer_log.first_token_at is not None
-        await sink.send(
-            Finished(
-                job_id=job_id,
-                peer_id=me,
-                contract_id=None,
-                receipt_id=None,
-                finish=answer_log.finish,
-                tokens_in=prompt.tokens_in,
-                tokens_out=len(answer_log.tokens),
-                cost_microcredits=Microcredits(0),
-                first_token_ms=to_ms(answer_log.first_token_at - began),
-                duration_ms=to_ms(trio.current_time() - began),
-            )
+        finished = Finished(
+            job_id=job_id,
+            peer_id=me,
+            contract_id=None,
+            receipt_id=None,
+            finish=answer_log.finish,
+            tokens_in=prompt.tokens_in,
+            tokens_out=len(answer_log.tokens),
+            cost_microcredits=Microcredits(0),
+            first_token_ms=to_ms(answer_log.first_token_at - began),
+            duration_ms=to_ms(trio.current_time() - began),
         )
+        self._count_times("local", model.name, finished)
+        self._party.metrics.tokens(
+            "local", model.name, tokens_in=finished.tokens_in, tokens_out=finished.tokens_out
+        )
+        await sink.send(finished)
 
     async def _generate_here(
         self, order: Order, prompt: Prompt, sink: trio.MemorySendChannel[JobEvent]
@@ -231,19 +252,19 @@ class Requester:
         answer_log = AnswerLog()
         refusals: dict[PeerId, PassedOver] = {}
         receipt_id: MessageId | None = None
-        last_peer = self._party.peer_id
+        last_peer, model = self._party.peer_id, ""
         while answer_log.finish is None and len(answer_log.tokens) < order.tokens_out_max:
             purchase = self._make_purchase(order, job_id, ends_at, answer_log)
             candidates = await self._next_candidates(purchase, refusals, patience_ends_at=began + BUSY_PATIENCE_S)
             await sink.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
             for candidate in candidates:
-                last_peer = candidate.peer_id
+                last_peer, model = candidate.peer_id, candidate.offer.name
                 held = len(answer_log.tokens)
                 receipt_id = await self._try(purchase, candidate, refusals, sink)
                 if answer_log.finish is not None or len(answer_log.tokens) > held:
                     break
         first_token_at = began if answer_log.first_token_at is None else answer_log.first_token_at
-        return Finished(
+        finished = Finished(
             job_id=job_id,
             peer_id=last_peer,
             contract_id=answer_log.contract_ids[-1],
@@ -256,6 +277,8 @@ class Requester:
             duration_ms=to_ms(trio.current_time() - began),
             continued=tuple(answer_log.contract_ids[:-1]),
         )
+        self._count_times("requester", model, finished)
+        return finished
 
     async def _next_candidates(
         self, purchase: Purchase, refusals: dict[PeerId, PassedOver], *, patience_ends_at: float
@@ -341,6 +364,8 @@ class Requester:
             # Whatever it says, the next one is asked: a liar's "bad input" must not end everybody's orders.
             passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
             refusals[candidate.peer_id] = passed
+            if isinstance(exc.__cause__, RemoteProtocolError):
+                self._party.metrics.peer_rejected(exc.__cause__.reason)
             await sink.send(passed)
             if exc.code in ("unreachable", "silent", "broke_protocol"):
                 # Until it says something new, nobody here need wait for it again.
@@ -349,6 +374,15 @@ class Requester:
             return None
         finally:
             self.jobs.pop(purchase.job_id, None)
+            if job.contract is not None:
+                self._party.metrics.contract_over("requester", job.state)
+                self._party.metrics.tokens(
+                    "requester", job.model_name, tokens_in=job.tokens_in, tokens_out=job.tokens_out
+                )
+
+    def _count_times(self, role: Role, model: str, finished: Finished) -> None:
+        self._party.metrics.first_token(role, model, finished.first_token_ms / MS_PER_S)
+        self._party.metrics.job_took(role, model, finished.duration_ms / MS_PER_S)
 
     async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> MessageId:
         order = purchase.order

@@ -75,7 +75,7 @@ class RequesterJob:
         """The last meter and its voucher, until that was sent."""
         self._heard: Signed[SignedMessage] | None = None
         self._salt = b""
-        self._tokens_in = 0
+        self.tokens_in = 0
         self._sent_at = 0.0
 
     @property
@@ -267,7 +267,7 @@ class RequesterJob:
                 )
             case _:
                 raise RemoteProtocolError("the answer is to another contract", reason=Reason.MEANING)
-        self._tokens_in = accept.tokens_in
+        self.tokens_in = accept.tokens_in
         answer_log = self._purchase.log
         if not answer_log.contract_ids:
             answer_log.tokens_in = accept.tokens_in
@@ -331,6 +331,7 @@ class RequesterJob:
         before = account.promised
         voucher = self._party.sign(account.meter_untrusted(meter, self._elapsed_ms()))
         self._purchase.log.spent += account.promised - before
+        self._party.metrics.spent.inc(account.promised - before)
         self._untold = signed, voucher
         await self._tell_voucher(line)
 
@@ -480,7 +481,7 @@ class RequesterJob:
             model_id=ModelId(contract.message.model_id),
             model=self.model_name,
             state=self.state,
-            tokens_in=self._tokens_in,
+            tokens_in=self.tokens_in,
             tokens_out=self.tokens_out,
             metered=account.promised if account is not None else Microcredits(0),
             vouchered=account.promised if account is not None else Microcredits(0),

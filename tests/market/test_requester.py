@@ -197,7 +197,11 @@ async def test_own_model_runs_without_a_contract(world: World) -> None:
     ("script", "error", "code"),
     [
         (Script(dies_after=3), JobFailedError, "worker_died"),
-        (Script(refusal=JobRefusedError("too long", code="context_exceeded")), PromptTooLongError, None),
+        (
+            Script(refusal=JobRefusedError("too long", code="context_exceeded")),
+            PromptTooLongError,
+            "context_length_exceeded",
+        ),
         (Script(refusal=WorkerDiedError("gone", code="worker_died")), JobFailedError, "worker_died"),
         (Script(refusal=ExecutionError("full", code="out_of_memory")), JobFailedError, "out_of_memory"),
     ],

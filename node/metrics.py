@@ -1,0 +1,219 @@
+"""What a node counts of itself, for Prometheus; names, units and labels are those of ux.md, section 9.
+
+One registry for each daemon. Rooms call a method where something happens; what merely holds now (peers, running
+jobs, devices) is read from the rooms when somebody scrapes, in ``node/api/scrape.py``. Labels are bounded: closed
+lists, and names of models up to ``MODELS_MAX``. Peers are never a label: anybody can make as many as he likes.
+"""
+
+from collections.abc import Iterable
+from typing import Final, Literal, TypeAlias
+
+import trio
+from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from protocol.errors import DeclineCode, Reason
+
+Role: TypeAlias = Literal["worker", "requester", "local"]
+"""As whom a job was run: sold, bought, or of our own on our own devices."""
+JobState: TypeAlias = Literal["closed", "failed", "cancelled", "expired", "unpaid", "disputed"]
+AdvertResult: TypeAlias = Literal["accepted", "stale"] | Reason
+
+OTHER: Final = "other"
+MODELS_MAX: Final = 64
+CODES_MAX: Final = 64
+LAG_PERIOD_S: Final = 0.5
+
+# One token of a loaded model takes milliseconds; an order may wait for minutes.
+_WAIT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_JOB_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_HTTP_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_LAG_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Names:
+    """The first names that come, up to a bound; those that come later share ``other``."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._known: set[str] = set()
+
+    def label(self, name: str) -> str:
+        """Return what stands for ``name`` in a label."""
+        if name not in self._known:
+            if len(self._known) >= self._count_max:
+                return OTHER
+            self._known.add(name)
+        return name
+
+
+class Metrics:
+    """Counts. Make one for each daemon and hand it to the rooms; cheap enough to make one for each test."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.models = Names(MODELS_MAX)
+        """Served names come first, since the daemon labels them at start; then those of jobs that were bought."""
+        self._codes = Names(CODES_MAX)
+        self._make_market()
+        self._make_network()
+        self._make_machine()
+
+    def _make_market(self) -> None:
+        registry = self.registry
+        self._jobs = Counter(
+            "souk_jobs",
+            "Jobs that ended, by how; code says why they failed.",
+            ("role", "state", "code"),
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "souk_tokens",
+            "Tokens of prompts (in) and answers (out).",
+            ("direction", "model", "role"),
+            registry=registry,
+        )
+        self._first_token_s = Histogram(
+            "souk_time_to_first_token_seconds",
+            "Sold: from our signature on. Bought and local: from the order on, looking for a provider included.",
+            ("model", "role"),
+            registry=registry,
+            buckets=_WAIT_BUCKETS_S,
+        )
+        self._duration_s = Histogram(
+            "souk_job_duration_seconds",
+            "Whole jobs, counted from where the first token is.",
+            ("model", "role"),
+            registry=registry,
+            buckets=_JOB_BUCKETS_S,
+        )
+        self._contracts = Counter(
+            "souk_contracts", "Contracts that ended, by their last state.", ("role", "outcome"), registry=registry
+        )
+        self._asks = Counter("souk_asks", "Asks for a quote that came in.", registry=registry)
+        self._quotes = Counter("souk_quotes", "Binding quotes that went out.", registry=registry)
+        declines = Counter("souk_declines", "Asks and contracts that we declined.", ("reason",), registry=registry)
+        self._declines = {code: declines.labels(code.value) for code in DeclineCode}
+        self.earned = Counter(
+            "souk_earned_microcredits", "Promised to us in vouchers since the start.", registry=registry
+        )
+        self.spent = Counter(
+            "souk_spent_microcredits", "Promised by us in vouchers since the start.", registry=registry
+        )
+
+    def _make_network(self) -> None:
+        adverts = Counter(
+            "souk_adverts",
+            "Adverts that came in; stale ones tell nothing new.",
+            ("result",),
+            registry=self.registry,
+        )
+        self._adverts = {result: adverts.labels(result) for result in ("accepted", "stale", *_values(Reason))}
+        rejected = Counter(
+            "souk_p2p_rejected", "Broken rules of peers, by the rule.", ("reason",), registry=self.registry
+        )
+        self._rejected = {reason: rejected.labels(reason.value) for reason in Reason}
+
+    def _make_machine(self) -> None:
+        registry = self.registry
+        self._http_requests = Counter(
+            "souk_http_requests",
+            "Requests to the local API, by route and not by path.",
+            ("route", "method", "status"),
+            registry=registry,
+        )
+        self._http_s = Histogram(
+            "souk_http_request_duration_seconds",
+            "From a request's head to the end of its answer; a stream is as long as its job.",
+            ("route", "method"),
+            registry=registry,
+            buckets=_HTTP_BUCKETS_S,
+        )
+        self._lag_s = Histogram(
+            "souk_event_loop_lag_seconds",
+            "How late a task was woken that had nothing but the time to wait for.",
+            registry=registry,
+            buckets=_LAG_BUCKETS_S,
+        )
+        self._restarts = Counter(
+            "souk_worker_restarts", "Worker processes that died.", ("device", "reason"), registry=registry
+        )
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+
+    # What happens in the market.
+
+    def asked(self) -> None:
+        """Count an ask that came in."""
+        self._asks.inc()
+
+    def quoted(self) -> None:
+        """Count a quote that went out."""
+        self._quotes.inc()
+
+    def declined(self, code: DeclineCode) -> None:
+        self._declines[code].inc()
+
+    def contract_over(self, role: Role, outcome: str) -> None:
+        """Count a contract; ``outcome`` is its last state."""
+        self._contracts.labels(role, outcome).inc()
+
+    def job_over(self, role: Role, state: JobState, code: str = "") -> None:
+        """Count a job: sold, it is one contract; bought, it is one order whatever it took."""
+        self._jobs.labels(role, state, self._codes.label(code)).inc()
+
+    def job_took(self, role: Role, model: str, duration_s: float) -> None:
+        self._duration_s.labels(self.models.label(model), role).observe(duration_s)
+
+    def first_token(self, role: Role, model: str, waited_s: float) -> None:
+        self._first_token_s.labels(self.models.label(model), role).observe(waited_s)
+
+    def tokens(self, role: Role, model: str, *, tokens_in: int, tokens_out: int) -> None:
+        label = self.models.label(model)
+        self._tokens.labels("in", label, role).inc(tokens_in)
+        self._tokens.labels("out", label, role).inc(tokens_out)
+
+    # What happens elsewhere.
+
+    def advert_heard(self, result: AdvertResult) -> None:
+        self._adverts[result].inc()
+
+    def peer_rejected(self, reason: Reason) -> None:
+        """Count something of a peer's that the specification forbids."""
+        self._rejected[reason].inc()
+
+    def worker_died(self, device: str, reason: str) -> None:
+        self._restarts.labels(device, self._codes.label(reason)).inc()
+
+    def request_served(self, route: str, method: str, status: int | None, duration_s: float) -> None:
+        """Count a request; ``status`` is None where the answer never began."""
+        known = method if method in _METHODS else OTHER
+        self._http_requests.labels(route, known, "none" if status is None else str(status)).inc()
+        self._http_s.labels(route, known).observe(duration_s)
+
+    # Out.
+
+    def watch(self, collector: Collector) -> None:
+        """Ask ``collector`` at every scrape for what holds then."""
+        self.registry.register(collector)
+
+    def page(self, accept: str) -> tuple[bytes, str]:
+        """Return everything and its content type: Prometheus' text, or OpenMetrics if ``accept`` asks for it."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+    async def measure_lag(self) -> None:
+        """Measure how late the loop wakes a task, until cancelled.
+
+        A measurement and no polling: nothing is waited for but the time itself.
+        """
+        while True:
+            due = trio.current_time() + LAG_PERIOD_S
+            await trio.sleep_until(due)
+            self._lag_s.observe(trio.current_time() - due)
+
+
+def _values(codes: Iterable[Reason]) -> list[str]:
+    return [code.value for code in codes]
