@@ -43,6 +43,8 @@ class Candidate:
 
     listing: Listing
     offer: Offer
+    is_doubted: bool = False
+    """It failed somebody here since it last said so."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -56,6 +58,7 @@ class Directory:
         self._network = network
         self._own_id = own_id
         self._listings: dict[PeerId, Listing] = {}
+        self._doubted: set[PeerId] = set()
 
     def hear_untrusted(self, raw: bytes, now_ms: UnixMs) -> Listing | None:
         """Take an advert in and return its listing; None for our own and for one that is not newer.
@@ -79,24 +82,30 @@ class Directory:
                 raise RemoteProtocolError("adverts of one peer come faster than one a second", reason=Reason.RATE)
         listing = Listing(signed=signed, heard_at_ms=now_ms)
         self._listings[signed.signer] = listing
+        self._doubted.discard(signed.signer)
         if len(self._listings) > PEERS_MAX:
             del self._listings[min(self._listings, key=lambda peer: self._listings[peer].advert.expires_at_ms)]
         return listing
 
-    def forget(self, peer_id: PeerId) -> None:
-        """Drop what a peer said: it did not keep it, or is gone."""
-        self._listings.pop(peer_id, None)
+    def doubt(self, peer_id: PeerId) -> None:
+        """Note that a peer did not keep what it said, until it says something new: it is tried last.
+
+        Not dropped: where it was the only one, "silent" is a better answer than "no such model".
+        """
+        if peer_id in self._listings:
+            self._doubted.add(peer_id)
 
     def listings(self, now_ms: UnixMs) -> list[Listing]:
         """Return what has not expired, and drop the rest."""
         for peer_id in [peer for peer, it in self._listings.items() if it.advert.expires_at_ms <= now_ms]:
             del self._listings[peer_id]
+        self._doubted &= self._listings.keys()
         return list(self._listings.values())
 
     def candidates(self, model: str, now_ms: UnixMs) -> list[Candidate]:
         """Return who serves the model of this name or hex id prefix, in no particular order."""
         return [
-            Candidate(listing=listing, offer=offer)
+            Candidate(listing=listing, offer=offer, is_doubted=listing.peer_id in self._doubted)
             for listing in self.listings(now_ms)
             for offer in listing.advert.offers
             if names_model(model, offer.name, ModelId(offer.model_id))

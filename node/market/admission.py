@@ -9,6 +9,9 @@ from typing import Final
 from protocol.errors import DeclineCode
 from protocol.units import MS_PER_S, MessageId, Microcredits, PeerId
 
+# Of all places, what one peer may keep by quotes it does not use and contracts whose input it does not send: they
+# cost it nothing, and one key could otherwise close a provider.
+IDLE_SHARE: Final = 4
 # What a place is worth waiting for when nothing is known about running jobs.
 RETRY_MS: Final = 1 * MS_PER_S
 
@@ -58,6 +61,7 @@ class Admission:
         self._holds: dict[MessageId, Hold] = {}
         self._running: set[MessageId] = set()
         self._reserves: dict[MessageId, Place] = {}
+        self._unread: set[MessageId] = set()
         self._unpaid: dict[PeerId, int] = {}
         self.slots = 0
         self.queue_max = 0
@@ -106,11 +110,17 @@ class Admission:
                 self._holds[quote_id] = hold
             raise
         self._running.add(contract_id)
+        self._unread.add(contract_id)
         self._reserves[contract_id] = place
+
+    def input_read(self, contract_id: MessageId) -> None:
+        """Note that a peer has sent what its contract announced: its place is no idle one any more."""
+        self._unread.discard(contract_id)
 
     def vacate(self, contract_id: MessageId) -> None:
         """Free the place; the credit stays reserved until ``settle``."""
         self._running.discard(contract_id)
+        self._unread.discard(contract_id)
 
     def settle(self, contract_id: MessageId, *, unpaid: int) -> None:
         """End a contract: free what is left of it and remember what was not paid."""
@@ -138,6 +148,15 @@ class Admission:
             raise Refused(
                 DeclineCode.BUSY,
                 f"all {self.slots} slots and {self.queue_max} waiting places are taken",
+                retry_after_ms=RETRY_MS,
+            )
+        idle = sum(hold.peer_id == peer_id for hold in self._holds.values())
+        idle += sum(self._reserves[contract_id].peer_id == peer_id for contract_id in self._unread)
+        idle_max = max((self.slots + self.queue_max) // IDLE_SHARE, 1)
+        if idle >= idle_max:
+            raise Refused(
+                DeclineCode.BUSY,
+                f"{idle} places are kept for this peer without a job in them, at most {idle_max} are",
                 retry_after_ms=RETRY_MS,
             )
         left = self.credit_left(peer_id, now)

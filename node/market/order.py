@@ -112,9 +112,12 @@ class UnknownModelError(OrderError):
 
     code = "model_not_found"
 
-    def __init__(self, model: str, available: tuple[str, ...]) -> None:
+    def __init__(self, model: str, available: tuple[str, ...], *, here: bool = False) -> None:
+        """``here``: only this node was asked for it."""
         has = ", ".join(available) if available else "nothing yet"
-        super().__init__(f"no peer has a model called {model!r}; the network has: {has}")
+        whole = f"no peer has a model called {model!r}; the network has: {has}"
+        own = f"this node has no model called {model!r}, it has: {has}; the network was not asked"
+        super().__init__(own if here else whole)
         self.model = model
         self.available = available
 

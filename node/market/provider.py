@@ -194,6 +194,7 @@ class Provider:
                 raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
             with trio.fail_after(INPUT_WAIT_S):
                 salt, task_input = await _read_input_untrusted(line, terms)
+            self._admission.input_read(contract.message_id)
             # Nobody waits for an acceptance any longer: a stuck worker must not keep the place.
             with trio.move_on_after((terms.accept_by_ms - terms.made_at_ms) / MS_PER_S) as in_time:
                 prompt = await self._prepare(contract, task_input)

@@ -83,6 +83,8 @@ class Requester:
         self._config = config
         self._look_up = look_up
         self.jobs: dict[JobId, RequesterJob] = {}
+        self.jobs_here: dict[JobId, str] = {}
+        """Orders that our own devices carry out, by the model's name."""
 
     async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
         """Run an order to its end and send every event, ``Finished`` last.
@@ -113,7 +115,11 @@ class Requester:
         ends_at = trio.current_time() + min(order.deadline_s, limits.JOB_LIFE_MS_MAX / MS_PER_S)
         with trio.move_on_at(ends_at) as deadline:
             if own is not None:
-                await self._run_here(order, job_id, own, sink)
+                self.jobs_here[job_id] = own.name
+                try:
+                    await self._run_here(order, job_id, own, sink)
+                finally:
+                    del self.jobs_here[job_id]
             else:
                 finished = await self._buy(order, job_id, ends_at, sink)
                 await sink.send(finished)
@@ -129,7 +135,8 @@ class Requester:
             if names_model(order.model, model.name, model.model_id):
                 return model
         if order.where in ("local", self._party.peer_id):
-            raise UnknownModelError(order.model, tuple(model.name for model in self._executor.models()))
+            own = tuple(model.name for model in self._executor.models())
+            raise UnknownModelError(order.model, own, here=True)
         return None
 
     async def _run_here(
@@ -331,8 +338,8 @@ class Requester:
             return found
         return [candidate for candidate in found if candidate.peer_id == order.where]
 
-    def _rank(self, purchase: Purchase, candidate: Candidate) -> tuple[bool, int, int, int, bytes]:
-        """A free slot first, then the shorter queue, the lower price, the faster device, and a fair draw."""
+    def _rank(self, purchase: Purchase, candidate: Candidate) -> tuple[bool, bool, int, int, int, bytes]:
+        """Kept words, a free slot, the shorter queue, the lower price, the faster device, then a fair draw."""
         advert, offer = candidate.listing.advert, candidate.offer
         bound = price_bound(
             offer.prices,
@@ -341,7 +348,8 @@ class Requester:
             duration_ms_max=0,
         )
         draw = sha256(purchase.job_id + candidate.peer_id).digest()
-        return (advert.slots_free == 0, advert.queue_ms, bound, -offer.tokens_per_s_milli, draw)
+        has_no_slot = advert.slots_free == 0
+        return (candidate.is_doubted, has_no_slot, advert.queue_ms, bound, -offer.tokens_per_s_milli, draw)
 
     async def _try(
         self,
@@ -368,8 +376,8 @@ class Requester:
                 self._party.metrics.peer_rejected(exc.__cause__.reason)
             await sink.send(passed)
             if exc.code in ("unreachable", "silent", "broke_protocol"):
-                # Until it says something new, nobody here need wait for it again.
-                self._directory.forget(candidate.peer_id)
+                # Until it says something new, whoever else there is comes first.
+                self._directory.doubt(candidate.peer_id)
             await trio.sleep(exc.wait_s)
             return None
         finally:

@@ -140,6 +140,11 @@ class RequesterJob:
                 pass
             case _:
                 raise RemoteProtocolError("the answer is to another ask", reason=Reason.MEANING)
+        wanted_dtype = self._purchase.log.dtype
+        if wanted_dtype is not None and quote.dtype != wanted_dtype:
+            raise AttemptFailedError(
+                DeclineCode.PROFILE, f"quoted in {quote.dtype}, the answer so far is in {wanted_dtype}"
+            )
         bound = self._bound(quote.prices)
         if bound > self._purchase.price_max or quote.voucher_window_tokens > PROVIDER_WINDOW_TOKENS_MAX:
             raise AttemptFailedError(
@@ -336,11 +341,15 @@ class RequesterJob:
         await self._tell_voucher(line)
 
     async def _tell_voucher(self, line: Line) -> None:
-        """Store and send the newest voucher, unless that is done: a cancel in between would leave a gap."""
-        if self._untold is not None:
-            await self._store(*self._untold)
-            await line.tell(self._untold[1])
-            self._untold = None
+        """Store and send the newest voucher, unless that is done.
+
+        Shielded: cancelled in the middle, it would leave a gap in the numbers, or half a frame in the stream.
+        """
+        with trio.CancelScope(shield=True), trio.fail_after(FAREWELL_S):
+            if self._untold is not None:
+                await self._store(*self._untold)
+                await line.tell(self._untold[1])
+                self._untold = None
 
     async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> MessageId:
         """Check the receipt, close the contract, and return its id or raise by what it says."""

@@ -122,9 +122,11 @@ def test_candidates_are_found_by_name_and_by_the_start_of_the_models_id(director
     assert list(directory.model_names(NOW)) == ["other", "tiny"]
 
 
-def test_peer_is_a_candidate_again_when_it_says_something_new(directory: Directory) -> None:
+def test_peer_is_doubted_until_it_says_something_new(directory: Directory) -> None:
+    directory.doubt(signer_of("p").peer_id)  # nothing was heard of it: nothing to doubt
     directory.hear_untrusted(advert().envelope.raw, NOW)
-    directory.forget(signer_of("p").peer_id)
-    assert names(directory) == []
+    assert [it.is_doubted for it in directory.candidates("tiny", NOW)] == [False]
+    directory.doubt(signer_of("p").peer_id)
+    assert [it.is_doubted for it in directory.candidates("tiny", NOW)] == [True]
     directory.hear_untrusted(advert(now_ms=NOW + 1_000).envelope.raw, later(1_000))
-    assert names(directory) == ["p"]
+    assert [it.is_doubted for it in directory.candidates("tiny", later(1_000))] == [False]

@@ -51,10 +51,23 @@ def test_job_waits_in_the_queue_when_all_slots_are_taken() -> None:
     admission = make()
     for number in range(1, 4):
         admission.take(message_id(number), place(), quote_id=NO_QUOTE, now=0)
+        admission.input_read(message_id(number))
     assert admission.slots_free(0) == 0
     assert refusal(admission, 4, place()) == DeclineCode.BUSY
     admission.vacate(message_id(1))
     admission.take(message_id(4), place(), quote_id=NO_QUOTE, now=0)
+
+
+def test_one_peer_keeps_a_quarter_of_the_places_at_most_without_using_them() -> None:
+    admission = make(slots=4, queue_max=4)
+    admission.hold(message_id(1), hold(), now=0)
+    admission.take(message_id(2), place(), quote_id=NO_QUOTE, now=0)
+    assert refusal(admission, 3, place()) == DeclineCode.BUSY
+    with pytest.raises(Refused):
+        admission.hold(message_id(4), hold(), now=0)
+    admission.take(message_id(5), place(PEERS[1]), quote_id=NO_QUOTE, now=0)  # others are not in its way
+    admission.input_read(message_id(2))
+    admission.take(message_id(6), place(), quote_id=message_id(1), now=0)  # and a hold may be used
 
 
 def test_hold_counts_as_a_place_until_it_lapses() -> None:

@@ -119,8 +119,10 @@ async def test_next_provider_is_tried_when_the_first_one_is_gone(world: World) -
     world.fabric.crash("gone")
     bought = await buy(buyer, order())
     assert bought.finished.peer_id == there.peer_id and codes(bought) == ["unreachable"]
-    # Until it says something new nobody waits for it again.
-    assert [it.peer_id for it in buyer.directory.candidates("tiny", buyer.party.now_ms())] == [there.peer_id]
+    # Until it says something new whoever else there is comes first.
+    found = buyer.directory.candidates("tiny", buyer.party.now_ms())
+    assert {it.peer_id: it.is_doubted for it in found} == {gone.peer_id: True, there.peer_id: False}
+    assert codes(await buy(buyer, order())) == []
 
 
 async def test_order_waits_its_turn_when_everybody_is_busy(world: World) -> None:
