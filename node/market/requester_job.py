@@ -17,23 +17,21 @@ from node.ledger.entries import ContractRow, Entry
 from node.market.order import Contracted, JobEvent, Output, Quoted
 from node.market.party import Line, Party
 from node.market.purchase import AttemptFailedError, Purchase, Terms
+from node.market.terms import Deal
 from node.net.interface import Stream
 from protocol import limits
 from protocol.account import RequesterAccount
-from protocol.advert import PROTOCOL_VERSION
 from protocol.contract import (
     SALT_BYTES,
     Accept,
     Cancel,
     Contract,
     check_accept_untrusted,
-    hash_input,
 )
 from protocol.errors import DeclineCode, Reason, RemoteProtocolError
 from protocol.framing import EnvelopeFrame, OutputFrame, split_input
 from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
-from protocol.price import Prices, price_bound
 from protocol.receipt import Closing, Receipt
 from protocol.signed import Signed, SignedMessage
 from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
@@ -45,9 +43,6 @@ log = logging.getLogger(__name__)
 ANSWER_WAIT_S: Final = 5.0
 FAREWELL_S: Final = 3.0
 """How long a cancelled job may still take to be told so and paid."""
-VOUCHER_WINDOW_TOKENS: Final = 32
-"""Proposed on the fast path; a provider with a smaller window declines, and can be asked for a quote."""
-PROVIDER_WINDOW_TOKENS_MAX: Final = 65_536
 
 CancelCode: TypeAlias = Literal["user", "meter", "deadline"]
 _BREAK_OFF_EVENTS: Final = {
@@ -66,6 +61,7 @@ class RequesterJob:
         self._party = party
         self._purchase = purchase
         self._candidate = candidate
+        self._deal = Deal(purchase=purchase, candidate=candidate)
         self._emit = emit
         self.state = RequesterState.IDLE
         self.contract: Signed[Contract] | None = None
@@ -106,30 +102,15 @@ class RequesterJob:
         line = Line(stream, self._party)
         try:
             with trio.fail_after(ANSWER_WAIT_S):
-                ask = self._party.sign(self._make_ask())
+                ask = self._party.sign(self._deal.ask(now_ms=self._party.now_ms(), life_ms=self._life_ms()))
                 await self._party.ledger.post(self._entry(ask, None))
                 self._move(RequesterEvent.ASK_SENT)
                 await line.tell(ask)
                 await line.finish()
                 answer: Signed[SignedMessage] = await line.hear_untrusted(Quote, Decline)
-                return await self._take_quote(ask, answer)
+            return await self._take_quote(ask, answer)
         except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
             raise _failed(exc, "no quote") from exc
-
-    def _make_ask(self) -> Ask:
-        purchase, now_ms = self._purchase, self._party.now_ms()
-        return Ask(
-            job_id=purchase.job_id,
-            provider=self.peer_id,
-            sent_at_ms=now_ms,
-            end_by_ms=now_ms + self._life_ms(),
-            task=self._candidate.offer.task,
-            model_id=self._candidate.offer.model_id,
-            input_bytes=len(purchase.data),
-            tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=purchase.tokens_out_max,
-            price_max=purchase.price_max,
-        )
 
     async def _take_quote(self, ask: Signed[Ask], answer: Signed[SignedMessage]) -> Terms:
         match answer.message:
@@ -140,45 +121,23 @@ class RequesterJob:
                 pass
             case _:
                 raise RemoteProtocolError("the answer is to another ask", reason=Reason.MEANING)
-        wanted_dtype = self._purchase.log.dtype
-        if wanted_dtype is not None and quote.dtype != wanted_dtype:
-            raise AttemptFailedError(
-                DeclineCode.PROFILE, f"quoted in {quote.dtype}, the answer so far is in {wanted_dtype}"
-            )
-        bound = self._bound(quote.prices)
-        if bound > self._purchase.price_max or quote.voucher_window_tokens > PROVIDER_WINDOW_TOKENS_MAX:
-            raise AttemptFailedError(
-                DeclineCode.PRICE, f"quoted up to {bound} µc, at most {self._purchase.price_max} may be paid"
-            )
+        terms = self._deal.quoted(quote, answer.message_id, life_ms=self._life_ms())
         self._move(RequesterEvent.QUOTE_CAME)
         self._quote = Signed(quote, answer.envelope)
-        await self._emit(Quoted(peer_id=self.peer_id, price_max_microcredits=bound, queue_ms=quote.first_token_ms))
-        return Terms(
-            answers=answer.message_id,
-            dtype=quote.dtype,
-            prices=quote.prices,
-            price_max=bound,
-            credit=quote.credit,
-            voucher_window_tokens=quote.voucher_window_tokens,
+        await self._emit(
+            Quoted(
+                peer_id=self.peer_id,
+                price_max_microcredits=terms.price_max,
+                queue_ms=quote.first_token_ms,
+            )
         )
+        return terms
 
     def standing_terms(self) -> Terms:
         """Return the terms of the advert's standing offer. Raises: AttemptFailedError (it costs too much)."""
-        listing, offer = self._candidate.listing, self._candidate.offer
-        bound = self._bound(offer.prices)
-        if bound > self._purchase.price_max:
-            raise AttemptFailedError(
-                DeclineCode.PRICE, f"may cost {bound} µc, at most {self._purchase.price_max} may be paid"
-            )
+        terms = self._deal.standing(life_ms=self._life_ms())
         self._move(RequesterEvent.OFFER_TAKEN)
-        return Terms(
-            answers=listing.signed.message_id,
-            dtype=offer.dtype,
-            prices=offer.prices,
-            price_max=bound,
-            credit=min(bound, listing.advert.credit),
-            voucher_window_tokens=VOUCHER_WINDOW_TOKENS,
-        )
+        return terms
 
     # The contract.
 
@@ -218,7 +177,15 @@ class RequesterJob:
             # Those before this candidate, or the dial, took longer than its advert lived.
             raise AttemptFailedError(DeclineCode.EXPIRED, "the advert expired before a contract was made")
         self._salt = self._party.entropy(SALT_BYTES)
-        contract = self._party.sign(self._make_contract(terms))
+        contract = self._party.sign(
+            self._deal.contract(
+                terms,
+                requester=self._party.peer_id,
+                salt=self._salt,
+                now_ms=self._party.now_ms(),
+                life_ms=self._life_ms(),
+            )
+        )
         self.contract = contract
         self._move(RequesterEvent.CONTRACT_SENT)
         await self._store(*([self._quote] if self._quote is not None else []), contract)
@@ -226,33 +193,6 @@ class RequesterJob:
         await line.tell(contract)
         for frame in split_input(self._salt, self._purchase.data):
             await line.send(frame)
-
-    def _make_contract(self, terms: Terms) -> Contract:
-        purchase, now_ms, life_ms = self._purchase, self._party.now_ms(), self._life_ms()
-        return Contract(
-            version=PROTOCOL_VERSION,
-            job_id=purchase.job_id,
-            requester=self._party.peer_id,
-            provider=self.peer_id,
-            answers=terms.answers,
-            made_at_ms=now_ms,
-            accept_by_ms=now_ms + min(limits.ACCEPT_WAIT_MS_MAX, life_ms),
-            start_by_ms=now_ms + max(life_ms // 2, min(limits.ACCEPT_WAIT_MS_MAX, life_ms)),
-            end_by_ms=now_ms + life_ms,
-            task=self._candidate.offer.task,
-            model_id=self._candidate.offer.model_id,
-            dtype=terms.dtype,
-            sampling=purchase.order.sampling,
-            input_hash=hash_input(self._salt, purchase.data),
-            input_bytes=len(purchase.data),
-            tokens_held=purchase.tokens_held,
-            tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=purchase.tokens_out_max,
-            prices=terms.prices,
-            price_max=terms.price_max,
-            credit=terms.credit,
-            voucher_window_tokens=terms.voucher_window_tokens,
-        )
 
     async def _await_accept(self, line: Line) -> None:
         contract = self._contract()
@@ -442,17 +382,6 @@ class RequesterJob:
                     pass
 
     # Small things.
-
-    def _bound(self, prices: Prices) -> Microcredits:
-        return price_bound(
-            prices,
-            tokens_in_max=self._tokens_in_max(),
-            tokens_out_max=self._purchase.tokens_out_max,
-            duration_ms_max=self._life_ms(),
-        )
-
-    def _tokens_in_max(self) -> int:
-        return max(min(self._purchase.tokens_in_max, self._candidate.offer.context_tokens), 1)
 
     def _life_ms(self) -> int:
         left_ms = to_ms(self._purchase.ends_at - trio.current_time())
