@@ -36,6 +36,9 @@ class FileDisk:
 
     def connect(self) -> sqlite3.Connection:
         is_new = not self._path.exists()
+        if is_new:
+            # Who traded what with whom is its owner's business; SQLite gives its other files the same mode.
+            self._path.touch(mode=0o600)
         db = sqlite3.connect(self._path, isolation_level=None, timeout=BUSY_WAIT_S, check_same_thread=False)
         try:
             db.execute("PRAGMA journal_mode=WAL")

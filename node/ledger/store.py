@@ -210,16 +210,22 @@ class LedgerStore:
         return {PeerId(peer_id): Microcredits(owed) for peer_id, owed in found}
 
     def end_interrupted(self) -> int:
-        """Move contracts that a crash left open to where a lost stream leads; return how many there were."""
+        """End the contracts that a crash of ours left open; return how many there were.
+
+        What we were working on has failed, by our fault: no debt stays with the requester. Everything else ends as
+        if the stream had been lost.
+        """
         moved = []
         for row in self.contracts(limit=-1):
             if is_final(row.state):
                 continue
-            state = (
-                advance_provider(row.state, ProviderEvent.STREAM_LOST)
-                if isinstance(row.state, ProviderState)
-                else advance_requester(row.state, RequesterEvent.STREAM_LOST)
-            )
+            state: ProviderState | RequesterState
+            if isinstance(row.state, RequesterState):
+                state = advance_requester(row.state, RequesterEvent.STREAM_LOST)
+            elif row.state is ProviderState.FINISHED:
+                state = advance_provider(row.state, ProviderEvent.STREAM_LOST)
+            else:
+                state = advance_provider(row.state, ProviderEvent.JOB_FAILED)
             moved.append((str(state), row.contract_id))
         # One transaction, so one wait for the disk.
         self.db.execute("BEGIN IMMEDIATE")

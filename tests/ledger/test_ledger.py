@@ -177,11 +177,11 @@ async def test_post_fails_when_the_ledger_has_closed(path: Path) -> None:
         await ledger.contracts(1)
 
 
-async def test_open_contracts_end_as_after_a_lost_stream_when_a_crash_left_them(path: Path) -> None:
+async def test_open_contracts_end_without_a_debt_for_unfinished_work_when_a_crash_left_them(path: Path) -> None:
     left = [
-        (1, ProviderState.FORMED, ProviderState.CANCELLED),
-        (2, ProviderState.RUNNING, ProviderState.CANCELLED),
-        (3, ProviderState.PAUSED_UNPAID, ProviderState.UNPAID),
+        (1, ProviderState.FORMED, ProviderState.FAILED),
+        (2, ProviderState.RUNNING, ProviderState.FAILED),
+        (3, ProviderState.PAUSED_UNPAID, ProviderState.FAILED),
         (4, ProviderState.FINISHED, ProviderState.UNPAID),
         (5, ProviderState.CLOSED, ProviderState.CLOSED),
         (6, RequesterState.OFFERED, RequesterState.LAPSED),
