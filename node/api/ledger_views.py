@@ -167,7 +167,7 @@ def proofs_answer(count: int, proofs: Sequence[StoredProof]) -> ProofsAnswer:
                 kind=it.kind,
                 message_ids=tuple(message_id.hex() for message_id in it.message_ids),
                 at_ms=it.at_ms,
-                proof=msgspec.json.decode(it.proof, type=dict[str, Json]),
+                proof=msgspec.json.decode(it.proof),
             )
             for it in proofs
         ),
