@@ -13,6 +13,7 @@ from node.cli.output import Payload, columns, emit, note, short
 
 if TYPE_CHECKING:
     from node.testnet.network import Network, Node, Plan
+    from node.testnet.simulation import Report
 
 _DIR = click.option("--dir", "folder", type=click.Path(path_type=Path), help="Where the network is kept.")
 
@@ -106,6 +107,33 @@ def kill(options: Globals, name: str, folder: Path | None) -> int:
     return Exit.DONE
 
 
+@testnet.command("simulate")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
+@click.option("--seeds", "count", type=click.IntRange(1), default=1, show_default=True, help="How many in a row.")
+@click.option("--scenario", "name", default="churn", show_default=True, help="What goes wrong; `all` runs each.")
+@click.option("--jobs", type=click.IntRange(1), help="Orders in a run; else what the scenario says.")
+@pass_globals
+def simulate(options: Globals, seed: int, count: int, name: str, jobs: int | None) -> int:
+    """Run nodes in virtual time under faults drawn from a seed; ends with 1 at the first broken rule."""
+    import logging
+
+    from node.cli.exits import CliError
+    from node.testnet.scenarios import SCENARIOS
+    from node.testnet.simulation import simulate as run
+
+    if name != "all" and name not in SCENARIOS:
+        raise CliError(f"expected a scenario of {', '.join(SCENARIOS)} or all, got {name}", Exit.USAGE)
+    # What nodes log of faults is no news here.
+    logging.disable(logging.ERROR)
+    for scenario in SCENARIOS.values() if name == "all" else (SCENARIOS[name],):
+        for number in range(seed, seed + count):
+            report = run(scenario, number, jobs=jobs)
+            emit(options, _report_payload(report), table=_report_text)
+            if report.violations:
+                return Exit.FAILED
+    return Exit.DONE
+
+
 def default_folder() -> Path:
     """Return where a testnet is kept unless the user names a folder."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
@@ -172,3 +200,31 @@ def _table(payload: Payload) -> str:
         for n in payload["nodes"]
     ]
     return columns(("NODE", "ROLE", "STATE", "PID", "API", "PEER", "HOME"), rows)
+
+
+def _report_payload(report: "Report") -> dict[str, Any]:  # a JSON object
+    return {
+        "schema": 1,
+        "scenario": report.scenario,
+        "seed": report.seed,
+        "orders": dict(sorted(report.orders.items())),
+        "contracts": report.contracts,
+        "crashes": report.crashes,
+        "partitions": report.partitions,
+        "virtual_s": round(report.virtual_s, 1),
+        "cpu_s": round(report.cpu_s, 2),
+        "trace": report.trace,
+        "violations": [f"{it.at:.3f} {it.rule}: {it.message}" for it in report.violations],
+        "history": [str(event) for event in report.history],
+    }
+
+
+def _report_text(payload: Payload) -> str:
+    orders = ", ".join(f"{count} {how}" for how, count in payload["orders"].items())
+    line = (
+        f"{payload['scenario']} seed {payload['seed']}: orders {orders}; {payload['contracts']} contracts,"
+        f" {payload['crashes']} crashes, {payload['partitions']} partitions;"
+        f" {payload['virtual_s']:.0f} s in {payload['cpu_s']:.2f} s of CPU; trace {payload['trace'][:16]}"
+    )
+    broken = [f"broken rule at {violation}" for violation in payload["violations"]]
+    return "\n".join([line, *payload["history"], *broken])

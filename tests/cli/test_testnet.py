@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -73,3 +74,17 @@ def test_up_says_so_when_its_folder_is_a_file(tmp_path: Path) -> None:
     path.touch()
     ran = souk("testnet", "up", "--dir", str(path), "--nodes", "1", "--providers", "0")
     assert ran.code == 1 and "cannot be made" in ran.err
+
+
+@pytest.mark.slow
+def test_simulate_tells_what_came_of_a_seed() -> None:
+    ran = souk("--output", "json", "testnet", "simulate", "--scenario", "calm", "--seed", "3", "--jobs", "2")
+    assert ran.code == 0
+    report = json.loads(ran.out)
+    assert report["seed"] == 3 and report["violations"] == [] and len(report["trace"]) == 64
+    assert report["orders"]["finished"] >= 3, "two orders, and one more of each requester when all has settled"
+
+
+def test_simulate_names_the_scenarios_when_it_knows_no_such() -> None:
+    ran = souk("testnet", "simulate", "--scenario", "nonsense")
+    assert ran.code == 2 and "overload" in ran.err

@@ -1,0 +1,156 @@
+"""Faults put into the node on purpose: whoever judges a simulation has to see each of them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+import pytest
+import trio
+
+from node.discovery.directory import Directory, Listing
+from node.ledger.entries import ContractRow, Entry
+from node.ledger.ledger import Ledger, _Posting
+from node.ledger.store import LedgerStore
+from node.market.admission import Admission
+from node.market.party import Party, S
+from node.market.requester_job import RequesterJob
+from protocol.account import ProviderAccount, RequesterAccount
+from protocol.advert import Advert
+from protocol.contract import Contract
+from protocol.receipt import Receipt
+from protocol.signed import Signed
+from protocol.units import MessageId, Microcredits, UnixMs
+from protocol.voucher import Meter, Voucher
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def send_before_store(patch: pytest.MonkeyPatch) -> None:
+    async def post(self: Ledger, *entries: Entry, row: ContractRow | None = None) -> None:
+        await self._send.send(_Posting(entries, row))
+
+    patch.setattr(Ledger, "post", post)
+
+
+def meter_not_compared(patch: pytest.MonkeyPatch) -> None:
+    def meter_untrusted(self: RequesterAccount, meter: Meter, _elapsed_ms: int) -> Voucher:
+        self.meters, self._tokens_metered, self._final = meter.number, self.delivered.tokens, meter.final
+        self._vouchers += 1
+        self.promised = Microcredits(meter.cumulative)
+        return Voucher(
+            contract_id=self._id, number=self._vouchers, cumulative=meter.cumulative, meter=meter.number
+        )
+
+    patch.setattr(RequesterAccount, "meter_untrusted", meter_untrusted)
+
+
+def receipt_not_checked(patch: pytest.MonkeyPatch) -> None:
+    def receipt_untrusted(_self: RequesterAccount, _receipt: Receipt) -> None:
+        return
+
+    patch.setattr(RequesterAccount, "receipt_untrusted", receipt_untrusted)
+
+
+def place_kept_on_cancel(patch: pytest.MonkeyPatch) -> None:
+    vacate = Admission.vacate
+
+    def vacate_unless_cancelled(self: Admission, contract_id: MessageId) -> None:
+        if trio.current_effective_deadline() > trio.current_time():
+            vacate(self, contract_id)
+
+    def settle(self: Admission, contract_id: MessageId, *, unpaid: int) -> None:
+        place = self._reserves.pop(contract_id, None)
+        if place is not None and unpaid > 0:
+            self._unpaid[place.peer_id] = self._unpaid.get(place.peer_id, 0) + unpaid
+
+    patch.setattr(Admission, "vacate", vacate_unless_cancelled)
+    patch.setattr(Admission, "settle", settle)
+
+
+def reserve_kept_when_unpaid(patch: pytest.MonkeyPatch) -> None:
+    settle = Admission.settle
+
+    def settle_if_paid(self: Admission, contract_id: MessageId, *, unpaid: int) -> None:
+        if unpaid:
+            self.vacate(contract_id)
+        else:
+            settle(self, contract_id, unpaid=0)
+
+    patch.setattr(Admission, "settle", settle_if_paid)
+
+
+def hold_never_lapses(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Admission, "_drop_lapsed", lambda _self, _now: None)
+
+
+def seed_lost_on_failover(patch: pytest.MonkeyPatch) -> None:
+    sign = Party.sign
+
+    def sign_with_new_seed(self: Party, message: S) -> Signed[S]:
+        if isinstance(message, Contract) and message.tokens_held:
+            sampling = msgspec.structs.replace(message.sampling, seed=0)
+            message = msgspec.structs.replace(message, sampling=sampling)
+        return sign(self, message)
+
+    patch.setattr(Party, "sign", sign_with_new_seed)
+
+
+def expired_advert_used(patch: pytest.MonkeyPatch) -> None:
+    def listings(self: Directory, now_ms: UnixMs) -> list[Listing]:
+        """Return all that was ever heard, as if it had just been said."""
+        return [
+            replace(it, signed=Signed(lengthened(it.advert, now_ms), it.signed.envelope))
+            for it in self._listings.values()
+        ]
+
+    patch.setattr(Directory, "listings", listings)
+
+
+def lengthened(advert: Advert, now_ms: UnixMs) -> Advert:
+    return msgspec.structs.replace(advert, expires_at_ms=now_ms + 60_000)
+
+
+def replayed_contract_taken(patch: pytest.MonkeyPatch) -> None:
+    async def knows(_self: Ledger, _contract_id: MessageId) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
+    patch.setattr(Ledger, "knows", knows)
+
+
+def voucher_above_meter_taken(patch: pytest.MonkeyPatch) -> None:
+    def voucher_untrusted(self: ProviderAccount, voucher: Voucher) -> None:
+        self.vouchered = Microcredits(voucher.cumulative)
+        self._vouchers = voucher.number
+        self._meter_vouchered = voucher.meter
+
+    patch.setattr(ProviderAccount, "voucher_untrusted", voucher_untrusted)
+
+
+def open_offer_not_waited_for(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RequesterJob, "_offer_open_s", lambda _self: 0.0)
+
+
+def interrupted_contract_left_open(patch: pytest.MonkeyPatch) -> None:
+    def end_interrupted(_self: LedgerStore) -> int:
+        return 0
+
+    patch.setattr(LedgerStore, "end_interrupted", end_interrupted)
+
+
+# The scenario, a seed that shows the fault, and the rule that sees it.
+MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
+    (send_before_store, "calm", 1),
+    (meter_not_compared, "liars", 8),
+    (receipt_not_checked, "liars", 3),
+    (place_kept_on_cancel, "crashes", 1),
+    (reserve_kept_when_unpaid, "liars", 1),
+    (hold_never_lapses, "crashes", 5),
+    (seed_lost_on_failover, "crashes", 2),
+    (expired_advert_used, "churn", 1),
+    (replayed_contract_taken, "liars", 1),
+    (voucher_above_meter_taken, "liars", 1),
+    (open_offer_not_waited_for, "crashes", 31),
+    (interrupted_contract_left_open, "crashes", 1),
+)
