@@ -63,11 +63,11 @@ async def test_message_is_one_entry_when_it_is_posted_twice(make_disk: MakeDisk)
 
 async def test_open_contract_is_ended_and_its_debt_kept_at_the_next_start(make_disk: MakeDisk) -> None:
     async def write(ledger: Ledger) -> None:
-        await ledger.post(entry(1, contract=1), row=row(1, ProviderState.RUNNING, metered=7, vouchered=3))
+        await ledger.post(entry(1, contract=1), row=row(1, ProviderState.FINISHED, metered=7, vouchered=3))
 
     async def read(ledger: Ledger) -> None:
         (found,) = await ledger.contracts(10)
-        assert found.state is ProviderState.CANCELLED
+        assert found.state is ProviderState.UNPAID
         assert await ledger.debts() == {PEER: 4}
 
     await use(make_disk(), write)
