@@ -197,17 +197,18 @@ class Tally:
         )
 
     def _end(self, role: Role) -> ProviderState | RequesterState:
-        """Return where a contract with these messages stands when nobody remembers: as after a lost stream."""
+        """Return where a contract with these messages stands when nobody remembers: as a crash would leave it."""
         if role == "provider":
             match self.receipt, self.closing:
                 case _, Closing():
                     return ProviderState.CLOSED
-                case Receipt(status="failed"), _:
-                    return ProviderState.FAILED
-                case _ if self.metered > self.vouchered:
+                case Receipt(status="complete"), None:
                     return ProviderState.UNPAID
-                case _:
+                case Receipt(status="partial"), None:
                     return ProviderState.CANCELLED
+                case _:
+                    # Cut short here: our fault, and no debt of the requester's.
+                    return ProviderState.FAILED
         if self.is_declined:
             return RequesterState.DECLINED
         if self.cancel is not None:

@@ -76,12 +76,12 @@ def test_rebuild_changes_nothing_when_all_holds(tmp_path: Path) -> None:
     [
         (
             "provider",
-            [ProviderState.CANCELLED, ProviderState.UNPAID, ProviderState.CANCELLED, ProviderState.CLOSED],
+            [ProviderState.FAILED, ProviderState.FAILED, ProviderState.UNPAID, ProviderState.CLOSED],
         ),
         ("requester", [RequesterState.LAPSED, RequesterState.LOST, RequesterState.LOST, RequesterState.CLOSED]),
     ],
 )
-def test_rebuild_ends_a_contract_as_a_lost_stream_would_when_its_row_is_gone(
+def test_rebuild_ends_a_contract_as_a_crash_would_when_its_row_is_gone(
     tmp_path: Path, role: Role, expected: list[ProviderState | RequesterState]
 ) -> None:
     # After the contract alone; a meter without its voucher; the receipt; all.
