@@ -22,7 +22,6 @@ class Reason(StrEnum):
     MEANING = "meaning"
     ORDER = "order"
     PRICE = "price"
-    SILENCE = "silence"
 
 
 class DeclineCode(StrEnum):

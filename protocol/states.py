@@ -75,7 +75,6 @@ class RequesterEvent(StrEnum):
     STREAM_LOST = "stream_lost"
     RULE_BROKEN = "rule_broken"
     USER_CANCELLED = "user_cancelled"
-    DEADLINE_PASSED = "deadline_passed"
 
 
 _P, _PE = ProviderState, ProviderEvent
@@ -130,13 +129,11 @@ REQUESTER_TRANSITIONS: Final[dict[tuple[RequesterState, RequesterEvent], Request
     (_R.FORMED, _RE.RECEIPT_CAME): _R.VERIFYING,
     (_R.FORMED, _RE.PROVIDER_SILENT): _R.LOST,
     (_R.FORMED, _RE.STREAM_LOST): _R.LOST,
-    (_R.FORMED, _RE.DEADLINE_PASSED): _R.LOST,
     (_R.FORMED, _RE.RULE_BROKEN): _R.DISPUTED,
     (_R.FORMED, _RE.USER_CANCELLED): _R.CANCELLED,
     (_R.STREAMING, _RE.RECEIPT_CAME): _R.VERIFYING,
     (_R.STREAMING, _RE.PROVIDER_SILENT): _R.LOST,
     (_R.STREAMING, _RE.STREAM_LOST): _R.LOST,
-    (_R.STREAMING, _RE.DEADLINE_PASSED): _R.LOST,
     (_R.STREAMING, _RE.RULE_BROKEN): _R.DISPUTED,
     (_R.STREAMING, _RE.USER_CANCELLED): _R.CANCELLED,
     (_R.VERIFYING, _RE.RECEIPT_HOLDS): _R.CLOSED,

@@ -15,6 +15,7 @@ import trio
 from node.clock import WallClock
 from node.discovery.directory import ADVERT_GAP_MS_MIN, Directory, Listing
 from node.errors import TransportError
+from node.metrics import Metrics
 from node.net.interface import Network, PeerAddresses, RecordRules, Stream
 from protocol import limits
 from protocol.advert import Advert, check_life_untrusted
@@ -79,7 +80,10 @@ class Discovery:
         network_id: NetworkId,
         compose: AdvertComposer,
         wall_clock: WallClock,
+        metrics: Metrics | None = None,
     ) -> None:
+        """Without ``metrics`` nobody looks at what is counted."""
+        self.metrics = Metrics() if metrics is None else metrics
         self._network = network
         self._directory = directory
         self._network_id = network_id
@@ -233,8 +237,11 @@ class Discovery:
         try:
             listing = self._directory.hear_untrusted(raw, self._wall_clock())
         except RemoteProtocolError as exc:
-            log.info("advert refused", extra={"reason": exc.reason, "cause": str(exc)})
+            self.metrics.advert_heard(exc.reason)
+            self.metrics.peer_rejected(exc.reason)
+            log.debug("advert refused", extra={"reason": exc.reason, "cause": str(exc)})
             return None
+        self.metrics.advert_heard("stale" if listing is None else "accepted")
         if listing is not None:
             self._network.remember(PeerAddresses(peer_id=listing.peer_id, addresses=listing.advert.addresses))
         return listing
@@ -255,6 +262,8 @@ class Discovery:
                     await self._ask_adverts(peer_id)
                 self._contact.set()
             except (TransportError, trio.TooSlowError, RemoteProtocolError) as exc:
+                if isinstance(exc, RemoteProtocolError):
+                    self.metrics.peer_rejected(exc.reason)
                 log.info(
                     "no adverts from newcomer",
                     extra={"peer": peer_id_to_text(peer_id), "cause": str(exc) or "no answer in time"},

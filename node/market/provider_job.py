@@ -316,7 +316,7 @@ class ProviderJob:
                 self._heard.append(signed)
                 await self._end(ProviderEvent.CANCEL_CAME, "partial")
             case _:
-                log.info("message out of order ignored", extra={"kind": signed.envelope.kind})
+                log.debug("message out of order ignored", extra={"kind": signed.envelope.kind})
 
     async def _deliver(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
         """Send what waits, as far as credit goes; the receipt follows the last piece.

@@ -276,7 +276,7 @@ async def test_provider_frees_everything_when_its_ledger_fails_in_mid_job(world:
     # The books end it at the next start.
     await world.stop(provider)
     again = await world.node("p", executor=ScriptedExecutor(), market=ONE_EACH)
-    assert (await again.only_row()).state is ProviderState.CANCELLED
+    assert (await again.only_row()).state is ProviderState.FAILED
 
 
 async def test_contract_is_declined_when_the_first_window_is_not_covered(world: World) -> None:
