@@ -14,12 +14,14 @@ import trio
 
 from node.api.app import make_app
 from node.api.daemon_view import OK, DaemonView, Rooms
+from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
 from node.clock import system_entropy, system_time
 from node.config import Config
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife, Discovery
+from node.execution.gpu_readings import GpuReader
 from node.execution.pool import WorkerPool
 from node.home import ApiInfo, Home
 from node.keystore import Ed25519Signer, KeyFile
@@ -112,7 +114,7 @@ class _Daemon:
         self._home, self._config, self._party, self._net = home, config, party, net
         store = ModelStore(Path(config.models.dir) if config.models.dir else home.models_path)
         serve_models = config.models.serve if config.node.role == "worker" else ()
-        self._pool = WorkerPool(config.worker, store, serve_models)
+        self._pool = WorkerPool(config.worker, store, serve_models, metrics=party.metrics)
         self._served = False
         self._admission = Admission(
             credit_per_peer=config.market.credit_new_peer, credit_pool=config.market.credit_pool_new
@@ -128,6 +130,7 @@ class _Daemon:
             network_id=party.network,
             compose=self._compose,
             wall_clock=party.wall_clock,
+            metrics=party.metrics,
         )
         self._requester = Requester(
             party,
@@ -137,20 +140,19 @@ class _Daemon:
             config=config.market,
             look_up=self._discovery.look_up,
         )
-        self._view = DaemonView(
-            Rooms(
-                config=config,
-                party=party,
-                network=net,
-                directory=self._directory,
-                executor=self._pool,
-                admission=self._admission,
-                provider=self._provider,
-                requester=self._requester,
-                own_advert=lambda: self._discovery.own_advert,
-            ),
-            started_at=trio.current_time(),
+        rooms = Rooms(
+            config=config,
+            party=party,
+            network=net,
+            directory=self._directory,
+            executor=self._pool,
+            admission=self._admission,
+            provider=self._provider,
+            requester=self._requester,
+            own_advert=lambda: self._discovery.own_advert,
         )
+        self._view = DaemonView(rooms, started_at=trio.current_time())
+        self._scrape = Scrape(rooms, self._view.checks, read_gpus=GpuReader().read)
 
     async def prepare(self) -> None:
         """Do what has to be done while the ledger runs and before the network does."""
@@ -167,7 +169,10 @@ class _Daemon:
             view=self._view,
             connect=self._net.dial,
             shutdown=nursery.cancel_scope.cancel,
+            metrics=self._party.metrics,
+            scrape=self._scrape,
         )
+        nursery.start_soon(self._party.metrics.measure_lag)
         url = await nursery.start(serve_app, make_app(services), self._config.api.bind)
         async with trio.open_nursery() as starting:
             starting.start_soon(self._start_discovery, nursery)
@@ -202,6 +207,8 @@ class _Daemon:
     def _count_places(self) -> None:
         by_device: dict[str, int] = {}
         for model in self._pool.models():
+            # What is served keeps its label, whatever else the network has.
+            self._party.metrics.models.label(model.name)
             by_device[model.device] = max(by_device.get(model.device, 0), model.slots)
         # A node that never had a model is ready to buy; one that lost its own is not what it says.
         lost = self._served and not by_device

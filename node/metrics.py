@@ -5,12 +5,13 @@ jobs, devices) is read from the rooms when somebody scrapes, in ``node/api/scrap
 lists, and names of models up to ``MODELS_MAX``. Peers are never a label: anybody can make as many as he likes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal, TypeAlias
 
 import trio
 from prometheus_client import CollectorRegistry, Counter, GCCollector, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from protocol.errors import DeclineCode, Reason
@@ -53,7 +54,7 @@ class Metrics:
     """Counts. Make one for each daemon and hand it to the rooms; cheap enough to make one for each test."""
 
     def __init__(self) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
+        self._registry = CollectorRegistry(auto_describe=False)
         self.models = Names(MODELS_MAX)
         """Served names come first, since the daemon labels them at start; then those of jobs that were bought."""
         self._codes = Names(CODES_MAX)
@@ -62,7 +63,7 @@ class Metrics:
         self._make_machine()
 
     def _make_market(self) -> None:
-        registry = self.registry
+        registry = self._registry
         self._jobs = Counter(
             "souk_jobs",
             "Jobs that ended, by how; code says why they failed.",
@@ -108,16 +109,16 @@ class Metrics:
             "souk_adverts",
             "Adverts that came in; stale ones tell nothing new.",
             ("result",),
-            registry=self.registry,
+            registry=self._registry,
         )
         self._adverts = {result: adverts.labels(result) for result in ("accepted", "stale", *_values(Reason))}
         rejected = Counter(
-            "souk_p2p_rejected", "Broken rules of peers, by the rule.", ("reason",), registry=self.registry
+            "souk_p2p_rejected", "Broken rules of peers, by the rule.", ("reason",), registry=self._registry
         )
         self._rejected = {reason: rejected.labels(reason.value) for reason in Reason}
 
     def _make_machine(self) -> None:
-        registry = self.registry
+        registry = self._registry
         self._http_requests = Counter(
             "souk_http_requests",
             "Requests to the local API, by route and not by path.",
@@ -195,14 +196,13 @@ class Metrics:
 
     # Out.
 
-    def watch(self, collector: Collector) -> None:
-        """Ask ``collector`` at every scrape for what holds then."""
-        self.registry.register(collector)
+    def page(self, accept: str, now: Iterable[Metric] = ()) -> tuple[bytes, str]:
+        """Return ``now`` and all counts with their content type: OpenMetrics if ``accept`` asks for it, else text.
 
-    def page(self, accept: str) -> tuple[bytes, str]:
-        """Return everything and its content type: Prometheus' text, or OpenMetrics if ``accept`` asks for it."""
+        Blocks for a millisecond, and for 90 of them when every label is taken: call it in a thread.
+        """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        return encode(_Page(self._registry, now)), content_type
 
     async def measure_lag(self) -> None:
         """Measure how late the loop wakes a task, until cancelled.
@@ -217,3 +217,15 @@ class Metrics:
 
 def _values(codes: Iterable[Reason]) -> list[str]:
     return [code.value for code in codes]
+
+
+class _Page(Collector):
+    """What one scrape shows; nothing of it is kept, so two scrapes at once do not meet."""
+
+    def __init__(self, registry: CollectorRegistry, now: Iterable[Metric]) -> None:
+        self._registry = registry
+        self._now = now
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._now
+        yield from self._registry.collect()

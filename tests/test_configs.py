@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from node.config import ApiSection
 from node.config_file import load_config
 
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.toml"))
@@ -18,3 +20,13 @@ def test_testnet_configuration_leaves_every_port_to_the_system() -> None:
     config = load_config(path, environ={}, required=True).config
     assert config.api.bind == "127.0.0.1:0"
     assert config.p2p.listen == ("/ip4/127.0.0.1/tcp/0",)
+
+
+def test_prometheus_configuration_scrapes_a_node_where_it_serves_by_default() -> None:
+    text = (Path(__file__).parent.parent / "configs" / "prometheus.yml").read_text("utf-8")
+    (scrape,) = yaml.safe_load(text)["scrape_configs"]
+    assert scrape["metrics_path"] == "/metrics"
+    assert scrape["static_configs"] == [{"targets": [ApiSection().bind]}]
+    # A bearer token goes over the wire in the clear: never further than loopback.
+    assert ApiSection().bind.startswith("127.")
+    assert scrape["authorization"] == {"type": "Bearer", "credentials_file": "souk.token"}

@@ -12,9 +12,16 @@ from protocol.errors import DeclineCode, Reason
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
-def samples(metrics: Metrics) -> dict[tuple[str, tuple[str, ...]], float]:
-    """Return each sample by its name and the values of its labels in the order of their names."""
+Samples = dict[tuple[str, tuple[str, ...]], float]
+
+
+def samples(metrics: Metrics) -> Samples:
     page, _content_type = metrics.page("")
+    return parse(page)
+
+
+def parse(page: bytes) -> Samples:
+    """Return each sample by its name and the values of its labels in the order of their names."""
     return {
         (sample.name, tuple(value for _name, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(page.decode())

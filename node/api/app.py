@@ -31,7 +31,7 @@ def make_app(services: Services) -> ASGIApp:
     )
     # A redirect would answer where a 404 says what is wrong.
     app.router.redirect_slashes = False
-    return Guard(app, services.token)
+    return Guard(app, services.token, services.metrics)
 
 
 async def _on_http_error(request: Request, exc: Exception) -> Response:

@@ -42,6 +42,7 @@ def control_routes(services: Services) -> list[Route]:
     views = [
         ("/healthz", control.health),
         ("/readyz", control.ready),
+        ("/metrics", control.metrics),
         ("/api/v1/status", control.status),
         ("/api/v1/peers", control.peers),
         ("/api/v1/models", control.models),
@@ -72,6 +73,10 @@ class Control:
         checks = self._view.readiness()
         is_ready = all(state == "ok" for state in checks.values())
         return json_response(ReadyAnswer(ready=is_ready, checks=checks), status=200 if is_ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        page, content_type = await self._services.scrape(request.headers.get("accept", ""))
+        return Response(page, media_type=content_type)
 
     async def status(self, _request: Request) -> Response:
         return json_response(await self._view.status())

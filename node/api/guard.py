@@ -12,9 +12,11 @@ from typing import Final
 
 import trio
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.api.errors import ApiError, error_response
+from node.metrics import OTHER, Metrics
 
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 DRAIN_S_MAX: Final = 2.0
@@ -28,9 +30,10 @@ log = logging.getLogger(__name__)
 class Guard:
     """Stands before the app; an ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
+    def __init__(self, app: ASGIApp, token: str, metrics: Metrics) -> None:
         self._app = app
         self._token = token
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -53,6 +56,8 @@ class Guard:
                 error = ApiError("a fault of this node; its log has it", status=500, code="internal_error")
                 await error_response(error)(scope, exchange.receive, exchange.send)
         finally:
+            took_s = trio.current_time() - begun_s
+            self._metrics.request_served(_route(scope), scope["method"], exchange.status, took_s)
             if scope["path"] not in OPEN_PATHS:
                 # Polled views at debug: they would drown the rest.
                 log.log(
@@ -63,7 +68,7 @@ class Guard:
                         "method": scope["method"],
                         "path": scope["path"],
                         "status": exchange.status,
-                        "ms": round((trio.current_time() - begun_s) * 1000),
+                        "ms": round(took_s * 1000),
                     },
                 )
 
@@ -141,6 +146,12 @@ class Exchange:
             while not self._body_ended:
                 message = await self._receive()
                 self._body_ended = not message.get("more_body", False)
+
+
+def _route(scope: Scope) -> str:
+    """Return the template of the route that answered: a label made of paths would grow with every id."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else OTHER
 
 
 def _too_large() -> ApiError:

@@ -23,6 +23,7 @@ from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
 from node.market.order import JobEvent, Order
+from node.metrics import Metrics
 from protocol.units import PeerId
 
 
@@ -100,6 +101,10 @@ class Services:
     """Dial a multiaddr. Raises: TransportError."""
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
+    metrics: Metrics
+    """Where requests are counted."""
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
+    """Return all metrics and their content type for an ``Accept`` header."""
     draw_seed: Callable[[], int] = _seed
     """A seed in 0..2⁶³-1 for a request that brings none."""
     unix_s: Callable[[], int] = _unix_s

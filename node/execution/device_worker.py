@@ -19,6 +19,7 @@ from node.execution.interface import DeviceReport, Dtype, ServedModel
 from node.execution.memory_plan import MemoryPlan, device_budget, fit_slots, plan_model
 from node.execution.shape import LlamaShape, read_shape
 from node.execution.worker_process import WorkerProcess
+from node.metrics import Metrics
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class DeviceSetup:
     models: tuple[LocalModel, ...]
     nvml: tuple[NvmlDevice, ...]
     environment: dict[str, str]
+    metrics: Metrics
     silence_s_max: float = SILENCE_S_MAX
 
 
@@ -128,6 +130,8 @@ class DeviceWorker:
                 failures = 0
             delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
             failures += 1
+            reason = "not_started" if process.death is None else process.death.code
+            self._setup.metrics.worker_died(self._setup.choice.name, reason)
             log.error(
                 "worker died",
                 extra={"device": self._setup.choice.name, "cause": str(process.death), "restart_in_s": delay_s},

@@ -19,6 +19,7 @@ from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_
 from node.execution.frames import Prepare, Prepared, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
 from node.execution.worker_process import Request
+from node.metrics import Metrics
 from protocol.task import GenerateInput, Sampling
 from protocol.units import ModelId
 
@@ -52,7 +53,10 @@ class WorkerPool:
         serve: tuple[str, ...],
         *,
         silence_s_max: float = SILENCE_S_MAX,
+        metrics: Metrics | None = None,
     ) -> None:
+        """Without ``metrics`` nobody looks at what is counted."""
+        self.metrics = Metrics() if metrics is None else metrics
         self._config, self._store, self._serve = config, store, serve
         self._silence_s_max = silence_s_max
         self._workers: tuple[DeviceWorker, ...] = ()
@@ -195,6 +199,7 @@ class WorkerPool:
                 models=models,
                 nvml=nvml,
                 environment=worker_environment(choice, os.environ, threads),
+                metrics=self.metrics,
                 silence_s_max=self._silence_s_max,
             )
             for choice in choose_devices(self._config.devices, nvml, os.environ)

@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from node.api.views import (
 from node.config import ApiSection
 from node.errors import TransportError
 from node.market.order import Asking, Contracted, Finished, JobEvent, Order, Output, Quoted
+from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.units import JobId, MessageId, Microcredits, PeerId
 
@@ -247,6 +248,7 @@ class Node:
     market: ScriptedMarket
     view: FixedView
     dialler: Dialler
+    metrics: Metrics
     scope: trio.CancelScope
     """Cancel it to end the server; ``ended`` tells when it has."""
     ended: trio.Event
@@ -309,11 +311,20 @@ def chat_body(**more: object) -> dict[str, object]:
     return {"model": "tiny", "messages": [{"role": "user", "content": "Say hello."}], **more}
 
 
+def scrape_of(metrics: Metrics) -> Callable[[str], Awaitable[tuple[bytes, str]]]:
+    """Return a scrape of counts alone, without rooms."""
+
+    async def scrape(accept: str) -> tuple[bytes, str]:
+        return metrics.page(accept)
+
+    return scrape
+
+
 async def serve_node(
     nursery: trio.Nursery, market: ScriptedMarket | None = None, *, config: ApiSection | None = None
 ) -> Node:
     """Start the real server on a free port, with fakes behind it."""
-    market, view, dialler = market or ScriptedMarket(), FixedView(), Dialler()
+    market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
     services = Services(
         config=config or ApiSection(),
         token=TOKEN,
@@ -323,6 +334,8 @@ async def serve_node(
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         unix_s=lambda: 1_700_000_000,
+        metrics=metrics,
+        scrape=scrape_of(metrics),
     )
     scope, ended = trio.CancelScope(), trio.Event()
 
@@ -334,4 +347,4 @@ async def serve_node(
             ended.set()
 
     url = await nursery.start(serve)
-    return Node(url=url, market=market, view=view, dialler=dialler, scope=scope, ended=ended)
+    return Node(url=url, market=market, view=view, dialler=dialler, metrics=metrics, scope=scope, ended=ended)

@@ -21,6 +21,7 @@ from node.market.order import (
     PromptTooLongError,
     UnknownModelError,
 )
+from node.metrics import Metrics
 from protocol.errors import DeclineCode
 from tests.api.fakes import (
     ANSWERED,
@@ -38,6 +39,7 @@ from tests.api.fakes import (
     ScriptedMarket,
     Step,
     chat_body,
+    scrape_of,
     serve_node,
 )
 
@@ -239,7 +241,7 @@ async def test_client_lists_and_finds_models(nursery: trio.Nursery) -> None:
 
 
 def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
-    market, view, dialler = ScriptedMarket(), FixedView(), Dialler()
+    market, view, dialler, metrics = ScriptedMarket(), FixedView(), Dialler(), Metrics()
     services = Services(
         config=ApiSection(),
         token=TOKEN,
@@ -247,6 +249,8 @@ def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
         view=view,
         connect=dialler.connect,
         shutdown=dialler.shutdown,
+        metrics=metrics,
+        scrape=scrape_of(metrics),
     )
     assert 0 <= services.draw_seed() < 1 << 63
     assert services.draw_seed() != services.draw_seed()

@@ -21,6 +21,7 @@ from node.home import Home
 from node.testnet.interrupts import Interrupts
 from node.testnet.network import Network, Node, Plan
 from protocol.evidence import describe_untrusted, verify_bundle_untrusted
+from tests.test_metrics import parse
 
 MODEL = "smollm2-135m-instruct"
 STORE = Path(sys.prefix) / "share" / "models"
@@ -163,6 +164,37 @@ def test_run_refuses_with_its_exit_code_and_a_reason_when_the_order_cannot_be_fi
     second = souk(requester, "serve")
     assert second.returncode == 9
     assert str(requester.pid) in second.stderr
+
+
+def test_node_shows_what_it_counted_after_a_job(network: Network) -> None:
+    provider, requester = network.nodes[0], network.nodes[2]
+    status, answer = chat(requester, "Count me.", max_tokens=8, souk={"on": provider.peer_id})
+    assert status == 200, answer
+    for node, role in ((provider, "worker"), (requester, "requester")):
+        connection = http.client.HTTPConnection(node.url.removeprefix("http://"), timeout=ANSWER_WAIT_S)
+        headers = {"authorization": f"Bearer {Home(Path(node.home)).read_token()}"}
+        connection.request("GET", "/metrics", headers=headers)
+        reply = connection.getresponse()
+        assert reply.status == 200
+        found = parse(reply.read())
+        connection.close()
+        assert found["souk_jobs_total", ("", role, "closed")] >= 1
+        assert found["souk_tokens_total", ("out", MODEL, role)] >= answer["usage"]["completion_tokens"]
+        assert found["souk_ready", ()] == 1
+        assert found["souk_event_loop_lag_seconds_count", ()] >= 1
+    assert found["souk_adverts_total", ("accepted",)] >= 1
+
+
+def test_raw_prompt_gets_the_providers_own_text(network: Network) -> None:
+    provider, requester = network.nodes[0], network.nodes[2]
+    body = {"model": MODEL, "prompt": "Once upon a time", "temperature": 0, "max_tokens": 8}
+    status, bought = call(requester, "POST", "/v1/completions", {**body, "souk": {"on": provider.peer_id}})
+    assert status == 200, bought
+    status, own = call(provider, "POST", "/v1/completions", {**body, "souk": {"on": "local"}})
+    assert status == 200, own
+    assert bought["choices"][0]["text"] == own["choices"][0]["text"] != ""
+    # No chat template: the tokens of the prompt itself, and no more.
+    assert bought["usage"]["prompt_tokens"] == own["usage"]["prompt_tokens"] < 8
 
 
 def test_node_serves_on_when_strangers_send_garbage(network: Network) -> None:

@@ -19,6 +19,7 @@ from node.models.store import ModelStore, StoredModel
 from protocol.task import ChatMessage, GenerateInput, Sampling
 from protocol.units import ModelId
 from tests.execution.tiny_model import write_tiny_model
+from tests.test_metrics import samples
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -203,6 +204,7 @@ async def test_jobs_fail_and_another_worker_serves_when_one_is_killed_or_stuck(
             if signal_number == signal.SIGSEGV:
                 os.kill(pid, signal.SIGCONT)
     assert pool.models() == ()
+    assert samples(pool.metrics)["souk_worker_restarts_total", ("cpu", "worker_died")] == 1
     with pytest.raises(WorkerDiedError):
         await pool.generate(held, Sampling(), tokens_out_max=8, sink=sink)
     with pytest.raises(WorkerDiedError, match="being restarted"):

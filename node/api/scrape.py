@@ -1,0 +1,107 @@
+"""All that Prometheus is shown: what was counted, and what holds at the moment of the scrape (ux.md, section 9).
+
+The rooms are read on the loop, GPUs and the text in threads: a scrape costs the loop about as much as a status.
+"""
+
+import importlib.metadata
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import trio
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from node.api.daemon_view import OK, Rooms
+from node.execution.gpu_readings import GpuReading
+from node.metrics import Metrics
+
+GPU_S_MAX: Final = 2.0
+"""A driver that hangs must not cost the rest of the page."""
+
+log = logging.getLogger(__name__)
+
+
+class Scrape:
+    """Answers ``GET /metrics``."""
+
+    def __init__(
+        self, rooms: Rooms, checks: Mapping[str, str], *, read_gpus: Callable[[], Sequence[GpuReading]]
+    ) -> None:
+        """``checks`` is what readiness shows. ``read_gpus`` may block; asked only on a node that serves a GPU."""
+        self._rooms = rooms
+        self._checks = checks
+        self._read_gpus = read_gpus
+        self._one_at_a_time = trio.CapacityLimiter(1)
+        self._one_reader = trio.CapacityLimiter(1)
+
+    async def __call__(self, accept: str) -> tuple[bytes, str]:
+        """Return the page and its content type for a scraper that accepts ``accept``."""
+        metrics = self._rooms.party.metrics
+        now = [*self._node(), *self._jobs(metrics), *await self._gpus()]
+        return await trio.to_thread.run_sync(metrics.page, accept, now, limiter=self._one_at_a_time)
+
+    def _node(self) -> Iterator[Metric]:
+        rooms = self._rooms
+        build = GaugeMetricFamily("souk_build_info", "Always 1.", labels=("version", "network"))
+        build.add_metric((importlib.metadata.version("souk"), rooms.config.p2p.network), 1)
+        yield build
+        is_ready = all(check == OK for check in self._checks.values())
+        yield GaugeMetricFamily("souk_ready", "1 when every check of /readyz is ok.", value=is_ready)
+        peers = GaugeMetricFamily("souk_peers", "Peers: connected, and known by their adverts.", labels=("state",))
+        peers.add_metric(("connected",), len(rooms.network.connected_peers()))
+        peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))
+        yield peers
+
+    def _jobs(self, metrics: Metrics) -> Iterator[Metric]:
+        running: Counter[tuple[str, str]] = Counter()
+        waiting: Counter[tuple[str, str]] = Counter()
+        # Shown as 0 before anything runs: an alert on a series that is missing never fires.
+        for model in self._rooms.executor.models():
+            running["worker", metrics.models.label(model.name)] = 0
+            waiting["worker", metrics.models.label(model.name)] = 0
+        for sold in self._rooms.provider.jobs.values():
+            (running if sold.tokens_out else waiting)["worker", metrics.models.label(sold.model_name)] += 1
+        for bought in self._rooms.requester.jobs.values():
+            (running if bought.tokens_out else waiting)["requester", metrics.models.label(bought.model_name)] += 1
+        for name in self._rooms.requester.jobs_here.values():
+            running["local", metrics.models.label(name)] += 1
+        yield _job_gauge(
+            "souk_jobs_running", "Jobs that have begun to answer; local ones from their order on.", running
+        )
+        yield _job_gauge("souk_jobs_waiting", "Jobs without a first token yet.", waiting)
+
+    async def _gpus(self) -> list[Metric]:
+        if all(device.kind != "cuda" for device in self._rooms.executor.devices()):
+            return []
+        with trio.move_on_after(GPU_S_MAX):
+            readings = await trio.to_thread.run_sync(
+                self._read_gpus, limiter=self._one_reader, abandon_on_cancel=True
+            )
+            return list(_gpu_gauges(readings))
+        log.debug("the driver does not answer", extra={"waited_s": GPU_S_MAX})
+        return []
+
+
+def _job_gauge(name: str, text: str, counts: Mapping[tuple[str, str], int]) -> Metric:
+    gauge = GaugeMetricFamily(name, text, labels=("role", "model"))
+    for labels, count in counts.items():
+        gauge.add_metric(labels, count)
+    return gauge
+
+
+def _gpu_gauges(readings: Sequence[GpuReading]) -> Iterator[Metric]:
+    shown: list[tuple[str, str, Callable[[GpuReading], float | None]]] = [
+        ("utilization_ratio", "Share of the last moment in which a kernel ran.", lambda it: it.utilization_ratio),
+        ("memory_used_bytes", "Of all processes.", lambda it: it.memory_used_bytes),
+        ("memory_total_bytes", "Of the card.", lambda it: it.memory_total_bytes),
+        ("temperature_celsius", "Of the chip.", lambda it: it.temperature_celsius),
+        ("power_watts", "Drawn now.", lambda it: it.power_watts),
+    ]
+    for name, text, read in shown:
+        gauge = GaugeMetricFamily(f"souk_gpu_{name}", text, labels=("device", "name"))
+        for reading in readings:
+            value = read(reading)
+            if value is not None:
+                gauge.add_metric((str(reading.index), reading.name), value)
+        yield gauge
