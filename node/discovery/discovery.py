@@ -180,7 +180,8 @@ class Discovery:
 
     def _renew(self) -> None:
         now = self._wall_clock()
-        life_ms = int(self._heartbeat_s() * LIFE_HEARTBEATS * MS_PER_S)
+        # Whose clock is ahead by all that is allowed still hears three heartbeats before it takes us for gone.
+        life_ms = int(self._heartbeat_s() * LIFE_HEARTBEATS * MS_PER_S) + limits.CLOCK_SKEW_MS_MAX
         # Ahead of the last one even when the clock was set back, and by what others do not take for flooding.
         sequence = UnixMs(max(now, self._last_sequence + ADVERT_GAP_MS_MIN))
         self._own = self._compose(
