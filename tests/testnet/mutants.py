@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 
+from node.discovery import directory
 from node.discovery.directory import Directory, Listing
 from node.ledger.entries import ContractRow, Entry
 from node.ledger.ledger import Ledger, _Posting
@@ -105,6 +106,7 @@ def expired_advert_used(patch: pytest.MonkeyPatch) -> None:
         ]
 
     patch.setattr(Directory, "listings", listings)
+    patch.setattr(directory, "check_life_untrusted", lambda _advert, _now_ms: None)
 
 
 def lengthened(advert: Advert, now_ms: UnixMs) -> Advert:
