@@ -57,6 +57,12 @@ class MemoryFabric:
     def find(self, peer_id: PeerId) -> "MemoryNetwork | None":
         return next((node for node in self.up.values() if node.peer_id == peer_id), None)
 
+    def end_stale_link(self, node: "MemoryNetwork", peer: PeerId) -> None:
+        """Let ``node`` lose its half of a connection that the peer, or who runs there now, knows nothing of."""
+        other = self.find(peer)
+        if other is None or not other.is_linked(node.peer_id):
+            node.lose_link(peer)
+
     def crash(self, name: str) -> None:
         """Take a node off the network as a kill does: peers see resets, and nothing it does later gets out.
 
@@ -184,6 +190,12 @@ class MemoryNetwork:
         while len(self._book) > limits.KNOWN_PEERS_MAX:
             self._book.popitem(last=False)
 
+    def is_linked(self, peer: PeerId) -> bool:
+        return peer in self._links
+
+    def lose_link(self, peer: PeerId) -> None:
+        self._links.pop(peer, None)
+
     def connected_peers(self) -> frozenset[PeerId]:
         return frozenset(self._links)
 
@@ -200,6 +212,9 @@ class MemoryNetwork:
         other = self._fabric.find(peer)
         if other is not None:
             self._wire.post(self._peer_id, peer, lambda: other._links.pop(self._peer_id, None))
+            # Behind a cut it hears nothing, but its pings stay unanswered.
+            noticed_at = trio.current_time() + limits.PING_PERIOD_S + limits.PING_WAIT_S
+            self._wire.at(noticed_at, lambda: self._fabric.end_stale_link(other, self._peer_id))
 
     # -- Streams -------------------------------------------------------------------------------------------------
 

@@ -160,3 +160,15 @@ async def test_node_reaches_a_peer_again_when_it_restarted_behind_a_cut(
     with pytest.raises(TransportError, match="does not know the connection"):
         await one.open_stream(two.peer_id, ECHO)
     await check_echo(one, two.peer_id)
+
+
+async def test_node_notices_a_peer_that_died_behind_a_cut(
+    cut_world: MemoryWorld, cuts: set[tuple[bytes, bytes]]
+) -> None:
+    one, two = await make_pair(cut_world)
+    cuts |= {(one.peer_id, two.peer_id), (two.peer_id, one.peer_id)}
+    cut_world.fabric.crash("host2")
+    await trio.sleep(limits.PING_PERIOD_S)
+    assert one.connected_peers() == {two.peer_id}
+    await trio.sleep(limits.PING_WAIT_S + 1)
+    assert not one.connected_peers()
