@@ -124,13 +124,17 @@ def simulate(options: Globals, seed: int, count: int, name: str, jobs: int | Non
     if name != "all" and name not in SCENARIOS:
         raise CliError(f"expected a scenario of {', '.join(SCENARIOS)} or all, got {name}", Exit.USAGE)
     # What nodes log of faults is no news here.
+    before = logging.root.manager.disable
     logging.disable(logging.ERROR)
-    for scenario in SCENARIOS.values() if name == "all" else (SCENARIOS[name],):
-        for number in range(seed, seed + count):
-            report = run(scenario, number, jobs=jobs)
-            emit(options, _report_payload(report), table=_report_text)
-            if report.violations:
-                return Exit.FAILED
+    try:
+        for scenario in SCENARIOS.values() if name == "all" else (SCENARIOS[name],):
+            for number in range(seed, seed + count):
+                report = run(scenario, number, jobs=jobs)
+                emit(options, _report_payload(report), table=_report_text)
+                if report.violations:
+                    return Exit.FAILED
+    finally:
+        logging.disable(before)
     return Exit.DONE
 
 

@@ -53,7 +53,7 @@ def process(script: str, *, silence_s_max: float = 30.0) -> WorkerProcess:
 
 
 def prepare(request: int) -> Prepare:
-    return Prepare(request=request, model=b"m", messages=(), prompt="a", stop=(), tokens_out_max=4)
+    return Prepare(request=request, model=b"m", messages=(), prompt="a", stop=(), held=b"", tokens_out_max=4)
 
 
 def start_frame(request: int) -> Start:
