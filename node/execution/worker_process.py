@@ -171,7 +171,7 @@ class WorkerProcess:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env={**kept, **_ENVIRONMENT, **self._environment},
-            # Ctrl-C in a terminal goes to the daemon alone, which lets jobs end first.
+            # Ctrl-C in a terminal goes to the daemon alone, which tells peers before it ends its workers.
             process_group=0,
         )
 
