@@ -65,6 +65,19 @@ MIGRATIONS: Final = (
         UNIQUE (first_id, second_id)
     ) STRICT;
     """,
+    # What both parties signed as settled, after each statement (spec 09): cumulative microcredits, so that writing
+    # a row twice changes nothing. ``received``: of what the peer owes us; ``paid``: of what we owe it.
+    """
+    CREATE TABLE settled (
+        peer_id BLOB NOT NULL,
+        number INTEGER NOT NULL,
+        received INTEGER NOT NULL,
+        paid INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        PRIMARY KEY (peer_id, number)
+    ) STRICT;
+    CREATE INDEX entry_of_settlement ON entry (peer_id, seq) WHERE kind IN ('statement', 'settled');
+    """,
 )
 
 WHAT_TO_DO: Final = (
