@@ -110,6 +110,17 @@ class ProviderAccount:
         )
         return ahead - self.vouchered > self._contract.credit and self.metered > self.vouchered
 
+    def next_window(self, duration_ms: int) -> Microcredits:
+        """Return what the whole contract costs once one more window is delivered: the sum that exposure counts."""
+        window_ends = self.delivered.tokens + self._contract.voucher_window_tokens
+        return cost(
+            self._contract.prices,
+            tokens_in=self._tokens_in,
+            tokens_out=min(window_ends, self._contract.tokens_out_max),
+            duration_ms=duration_ms,
+            price_max=self._contract.price_max,
+        )
+
     def meter(self, duration_ms: int, *, final: bool) -> Meter:
         """Return the next meter: to be stored, then sent."""
         self.metered = self.delivered.cost(self._tokens_in, duration_ms)

@@ -122,12 +122,15 @@ class Admission:
         self._running.discard(contract_id)
         self._unread.discard(contract_id)
 
-    def settle(self, contract_id: MessageId, *, unpaid: int) -> None:
+    def settle(self, contract_id: MessageId, *, unpaid: int, vouchered: int = 0) -> None:
         """End a contract: free what is left of it and remember what was not paid."""
         self.vacate(contract_id)
         place = self._reserves.pop(contract_id, None)
         if place is not None and unpaid > 0:
             self._unpaid[place.peer_id] = self._unpaid.get(place.peer_id, 0) + unpaid
+
+    def window_allowed(self, contract_id: MessageId, owed: Microcredits) -> bool:
+        return True
 
     def credit_left(self, peer_id: PeerId, now: float) -> Microcredits:
         """Return what this peer may still owe: its own limit and the pool of all peers, whichever is less."""

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Final
 
 import trio
@@ -210,7 +211,10 @@ class Provider:
             if isinstance(exc, LedgerError):
                 raise Refused(DeclineCode.FAILED, "the ledger cannot be written") from exc
             raise
-        accepted = Accepted(contract=contract, accept=accept, salt=salt, prompt=prompt, model=model)
+        may_owe = partial(self._admission.window_allowed, contract.message_id)
+        accepted = Accepted(
+            contract=contract, accept=accept, salt=salt, prompt=prompt, model=model, may_owe=may_owe
+        )
         return ProviderJob(self._party, line, accepted)
 
     async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
@@ -220,7 +224,7 @@ class Provider:
         finally:
             del self.jobs[contract_id]
             with self._busy_change():
-                self._admission.settle(contract_id, unpaid=job.unpaid)
+                self._admission.settle(contract_id, unpaid=job.unpaid, vouchered=job.vouchered)
 
     def _vacate(self, contract_id: MessageId) -> None:
         with self._busy_change():

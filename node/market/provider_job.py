@@ -74,6 +74,8 @@ class Accepted:
     salt: bytes
     prompt: Prompt
     model: ServedModel
+    may_owe: Callable[[Microcredits], bool]
+    """Whether this contract may come to that sum in all (spec 05, section 7); asked before each window."""
 
 
 class ProviderJob:
@@ -87,6 +89,7 @@ class ProviderJob:
         self._accept = accepted.accept
         self._prompt = accepted.prompt
         self._model = accepted.model
+        self._may_owe = accepted.may_owe
         self._account = ProviderAccount(
             self._contract.message_id, self._terms, salt=accepted.salt, tokens_in=accepted.prompt.tokens_in
         )
@@ -144,6 +147,11 @@ class ProviderJob:
         if self.state is ProviderState.FAILED:
             return 0
         return self._account.metered - self._account.vouchered
+
+    @property
+    def vouchered(self) -> int:
+        """What the requester promised."""
+        return self._account.vouchered
 
     async def run(self, executor: Executor, vacate: Callable[[MessageId], None]) -> None:
         """Converse until the contract is over. ``vacate`` is called when the slot is free again.
@@ -433,7 +441,8 @@ class ProviderJob:
     # Small things.
 
     def _must_pause(self) -> bool:
-        return self._account.must_pause(self._elapsed_ms())
+        elapsed_ms = self._elapsed_ms()
+        return self._account.must_pause(elapsed_ms) or not self._may_owe(self._account.next_window(elapsed_ms))
 
     def _elapsed_ms(self) -> int:
         return to_ms(trio.current_time() - self._accepted_at)
