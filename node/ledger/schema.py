@@ -76,7 +76,7 @@ MIGRATIONS: Final = (
         at_ms INTEGER NOT NULL,
         PRIMARY KEY (peer_id, number)
     ) STRICT;
-    CREATE INDEX entry_of_settlement ON entry (peer_id, seq) WHERE kind IN ('statement', 'settled');
+    CREATE INDEX entry_of_settlement ON entry (peer_id, kind, signer) WHERE kind IN ('statement', 'settled');
     """,
 )
 
