@@ -153,29 +153,9 @@ class Network:
             raise AlreadyRunningError(f"a testnet runs in {self.folder} ({names}): souk testnet down stops it")
 
     def _start(self, plan: Plan, number: int, *, bootstrap: tuple[str, ...], interrupts: Interrupts) -> None:
-        name = f"node-{number}"
         role: Literal["worker", "client"] = "worker" if number <= plan.providers else "client"
-        home = Home(plan.folder / name)
-        home.create()
-        home.remove_api()  # of an earlier run: it would be taken for a sign that this one is ready
-        home.config_path.write_text(node_config(plan, name=name, role=role, bootstrap=bootstrap), encoding="utf-8")
-        # The settings of the shell that starts a testnet are not meant for its nodes.
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("SOUK_")}
-        command = [*plan.program, "--home", str(home.path), "serve"]
-        with open(home.log_path, "ab") as log_file, interrupts.held():
-            process = subprocess.Popen(  # noqa: S603  our own interpreter and our own arguments
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log_file,
-                stderr=log_file,
-                cwd=home.path,
-                env=environ,
-                start_new_session=True,
-            )
-            started_at = psutil.Process(process.pid).create_time()
-            self.nodes.append(
-                Node(name=name, role=role, home=str(home.path), pid=process.pid, started_at=started_at)
-            )
+        with interrupts.held():
+            self.nodes.append(spawn(plan, f"node-{number}", role, bootstrap=bootstrap))
             self.save()
 
     def _wait_ready(self, index: int) -> None:
@@ -189,6 +169,40 @@ class Network:
         killed = stop(self.nodes)
         (self.folder / STATE_NAME).unlink(missing_ok=True)
         return killed
+
+
+def spawn(
+    plan: Plan,
+    name: str,
+    role: Literal["worker", "client"],
+    *,
+    bootstrap: tuple[str, ...],
+    listen: tuple[str, ...] = (),
+) -> Node:
+    """Start one node in its folder, where an earlier life may have left its key and its ledger.
+
+    ``listen``: instead of what the plan's configuration says, so that peers find a node again after a crash.
+    """
+    home = Home(plan.folder / name)
+    home.create()
+    home.remove_api()  # of an earlier run: it would be taken for a sign that this one is ready
+    config = node_config(plan, name=name, role=role, bootstrap=bootstrap, listen=listen)
+    home.config_path.write_text(config, encoding="utf-8")
+    # The settings of the shell that starts a testnet are not meant for its nodes.
+    environ = {key: value for key, value in os.environ.items() if not key.startswith("SOUK_")}
+    command = [*plan.program, "--home", str(home.path), "serve"]
+    with open(home.log_path, "ab") as log_file:
+        process = subprocess.Popen(  # noqa: S603  our own interpreter and our own arguments
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            cwd=home.path,
+            env=environ,
+            start_new_session=True,
+        )
+    started_at = psutil.Process(process.pid).create_time()
+    return Node(name=name, role=role, home=str(home.path), pid=process.pid, started_at=started_at)
 
 
 def wait_ready(node: Node) -> ApiInfo:
@@ -258,12 +272,14 @@ def _signal(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-def node_config(plan: Plan, *, name: str, role: str, bootstrap: tuple[str, ...]) -> str:
+def node_config(
+    plan: Plan, *, name: str, role: str, bootstrap: tuple[str, ...], listen: tuple[str, ...] = ()
+) -> str:
     """Return the configuration of one node: the plan's, with what is the node's own written over it."""
     config: dict[str, Any] = tomllib.loads(plan.base_config)  # TOML; the node's loader judges it
     own: dict[str, dict[str, object]] = {
         "node": {"name": name, "role": role},
-        "p2p": {"bootstrap": list(bootstrap)},
+        "p2p": {"bootstrap": list(bootstrap), **({"listen": list(listen)} if listen else {})},
         "models": {"dir": str(plan.models_dir), "serve": list(plan.models)} if role == "worker" else {},
     }
     for section, values in own.items():
