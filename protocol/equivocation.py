@@ -97,6 +97,15 @@ def slot_of(envelope: Envelope) -> Slot | None:
     return Slot(kind=envelope.kind, signer=envelope.signer, at=tuple(value for value in at if value is not None))
 
 
+def slot_of_signed(signed: Signed[SignedMessage]) -> Slot | None:
+    """Return what ``slot_of`` returns for the envelope of a decoded message, without decoding it again."""
+    fields = SLOT_FIELDS.get(type(signed.message))
+    if fields is None:
+        return None
+    at = tuple(getattr(signed.message, name) for name in fields)
+    return Slot(kind=signed.envelope.kind, signer=signed.signer, at=at)
+
+
 def _slot_value(body: Plain, name: str) -> bytes | int | None:
     value = body.get(name) if isinstance(body, dict) else None
     if isinstance(value, bool):

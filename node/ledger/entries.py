@@ -21,6 +21,8 @@ class Entry:
     contract_id: MessageId | None
     """None before there is a contract: asks and quotes."""
     at_ms: UnixMs
+    slot: bytes | None = None
+    """The key of its slot where the poster has the message decoded; else it is read from the envelope again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

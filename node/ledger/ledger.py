@@ -81,9 +81,12 @@ class Ledger:
         """Write messages and where their contract stands; durable on return. Raises: LedgerError."""
         posting = _Posting(entries, row)
         try:
-            # Shielded: a caller that is cancelled here has counted the message already, and will not say it again.
-            with trio.CancelScope(shield=True):
-                await self._send.send(posting)
+            try:
+                self._send.send_nowait(posting)
+            except trio.WouldBlock:
+                # Shielded: a caller that is cancelled here has counted the message already, and says it only once.
+                with trio.CancelScope(shield=True):
+                    await self._send.send(posting)
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             raise LedgerError(f"{self._path}: the ledger is closed") from exc
         await posting.done.wait()

@@ -78,6 +78,13 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX entry_of_settlement ON entry (peer_id, kind, signer) WHERE kind IN ('statement', 'settled');
     """,
+    # A contract's entries are found by the contract: what is looked for by its job has none yet. ``probe`` is written
+    # to see whether a disk that refused takes something again.
+    """
+    DROP INDEX entry_by_job;
+    CREATE INDEX entry_by_job ON entry (job_id) WHERE contract_id IS NULL;
+    CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 0), data BLOB NOT NULL) STRICT;
+    """,
 )
 
 WHAT_TO_DO: Final = (

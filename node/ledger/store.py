@@ -44,6 +44,8 @@ class LedgerStore:
         self._path = path
         self._disk = FileDisk(path) if disk is None else disk
         self._db: sqlite3.Connection | None = None
+        self._last_hash: bytes | None = None
+        """The newest entry's, while nobody but ``write`` can have changed it; None: ask the database."""
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -73,6 +75,7 @@ class LedgerStore:
         if self._db is not None:
             self._db.close()
             self._db = None
+            self._last_hash = None
 
     def write(self, entries: Iterable[Entry], rows: Iterable[ContractRow]) -> list[Proof]:
         """Append entries and replace rows in one transaction; durable when this returns.
@@ -82,8 +85,8 @@ class LedgerStore:
         made: list[Proof] = []
         self.db.execute("BEGIN IMMEDIATE")
         try:
-            last = self.db.execute("SELECT hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
-            link: bytes = last[0] if last else FIRST_HASH
+            # After a failure the outcome is unknown: the next write looks again.
+            link, self._last_hash = self._last_hash or self._newest_hash(), None
             for entry in entries:
                 link, proof = self._append(entry, link)
                 made += [proof] if proof is not None else []
@@ -94,7 +97,12 @@ class LedgerStore:
             if self.db.in_transaction:
                 self.db.execute("ROLLBACK")
             raise
+        self._last_hash = link
         return made
+
+    def _newest_hash(self) -> bytes:
+        last = self.db.execute("SELECT hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()
+        return bytes(last[0]) if last else FIRST_HASH
 
     def witness(self, envelope: Envelope, at_ms: UnixMs) -> Proof | None:
         """Store and return the proof that a message makes with an entry; the message itself becomes no entry."""
@@ -113,7 +121,7 @@ class LedgerStore:
 
     def _append(self, entry: Entry, link: bytes) -> tuple[bytes, Proof | None]:
         envelope = entry.envelope
-        slot = slot_key_of(envelope)
+        slot = entry.slot or slot_key_of(envelope)
         next_link = sha256(link + envelope.message_id + sha256(envelope.raw).digest()).digest()
         done = self.db.execute(
             "INSERT INTO entry (message_id, kind, job_id, contract_id, peer_id, signer, at_ms, envelope, hash,"

@@ -11,6 +11,7 @@ from node.ledger.entries import Entry
 from node.ledger.ledger import Ledger
 from node.metrics import Metrics
 from node.net.interface import Stream
+from protocol.equivocation import slot_of_signed
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.framing import FRAME_BYTES_MAX, EnvelopeFrame, Frame, decode_frame_untrusted, encode_frame
 from protocol.identity import Signer
@@ -49,12 +50,14 @@ class Party:
         self, signed: Signed[SignedMessage], job_id: bytes, peer_id: PeerId, *, contract_id: MessageId | None
     ) -> Entry:
         """Return what the ledger keeps of a message sent or received now."""
+        slot = slot_of_signed(signed)
         return Entry(
             envelope=signed.envelope,
             job_id=JobId(job_id),
             peer_id=peer_id,
             contract_id=contract_id,
             at_ms=self.now_ms(),
+            slot=None if slot is None else slot.key(),
         )
 
 
