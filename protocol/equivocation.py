@@ -21,6 +21,7 @@ from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 from protocol.evidence import BundleMessage
 from protocol.receipt import Closing, Receipt
 from protocol.signed import Signed, SignedMessage, read_untrusted
+from protocol.statement import Settled, Statement
 from protocol.units import MessageId, NetworkId, PeerId
 from protocol.voucher import Meter, Voucher
 
@@ -36,6 +37,8 @@ SLOT_FIELDS: Final[dict[type[SignedMessage], tuple[str, ...]]] = {
     Voucher: ("contract_id", "number"),
     Receipt: ("contract_id",),
     Closing: ("contract_id",),
+    Statement: ("first", "second", "number"),
+    Settled: ("payer", "number"),
 }
 
 _FIELDS_OF_KIND: Final = {message_type.kind: fields for message_type, fields in SLOT_FIELDS.items()}

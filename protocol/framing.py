@@ -14,6 +14,7 @@ from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 
 QUOTE_PROTOCOL: Final = "/souk/quote/1"
 JOB_PROTOCOL: Final = "/souk/job/1"
+CONTROL_PROTOCOL: Final = "/souk/control/1"
 ADVERT_PROTOCOL: Final = "/souk/advert/1"
 
 LENGTH_BYTES: Final = 4

@@ -7,6 +7,7 @@ from protocol.contract import Accept, Cancel, Contract
 from protocol.offer import Ask, Decline, Quote
 from protocol.receipt import Closing, Receipt
 from protocol.signed import SignedMessage
+from protocol.statement import Settled, Statement, Tally
 from protocol.voucher import Meter, Voucher
 
 MESSAGE_TYPES: Final[dict[str, type[SignedMessage]]] = {
@@ -23,5 +24,8 @@ MESSAGE_TYPES: Final[dict[str, type[SignedMessage]]] = {
         Receipt,
         Closing,
         Cancel,
+        Tally,
+        Statement,
+        Settled,
     )
 }

@@ -18,6 +18,7 @@ from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices
 from protocol.receipt import Closing, Receipt
 from protocol.signed import Signed, SignedMessage, sign
+from protocol.statement import NO_HASH, Head, Parties, Settled, Statement, Sums, Tally, next_statement
 from protocol.task import ChatMessage, GenerateInput, GenerateOutput, Sampling, encode_input
 from protocol.units import MessageId, NetworkId, UnixMs
 from protocol.voucher import Meter, Voucher
@@ -164,6 +165,34 @@ def cancel(contract_id: MessageId) -> Cancel:
     return Cancel(contract_id=contract_id, code="user", meter=1)
 
 
+# After the example job (151 µc) the provider has bought for 40 µc of the requester, and was paid 100 µc outside.
+PARTIES: Final = Parties.of(REQUESTER.peer_id, PROVIDER.peer_id)
+SUMS: Final = Sums(first_promised=40, second_promised=151, first_paid=0, second_paid=100)
+
+
+def tally() -> Tally:
+    """Return what the provider's books say; its key sorts lower, so it is the first."""
+    return Tally(
+        first=PARTIES.first,
+        second=PARTIES.second,
+        number=0,
+        last=NO_HASH,
+        earned=SUMS.second_promised,
+        promised=SUMS.first_promised,
+        acknowledged=SUMS.second_paid,
+    )
+
+
+def statement() -> Statement:
+    made = next_statement(PARTIES, Head(), SUMS, now_ms=UnixMs(NOW_MS + 60_000))
+    assert made is not None and PARTIES.first == PROVIDER.peer_id
+    return made
+
+
+def settled() -> Settled:
+    return Settled(payer=REQUESTER.peer_id, number=1, cumulative=SUMS.second_paid, made_at_ms=NOW_MS + 50_000)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One frame of a conversation."""
@@ -250,4 +279,7 @@ def messages() -> dict[str, tuple[Ed25519Signer, SignedMessage]]:
         Receipt.kind: (PROVIDER, job[Receipt.kind].message),
         Closing.kind: (REQUESTER, job[Closing.kind].message),
         Cancel.kind: (REQUESTER, cancel(contract_id)),
+        Tally.kind: (PROVIDER, tally()),
+        Statement.kind: (PROVIDER, statement()),
+        Settled.kind: (PROVIDER, settled()),
     }

@@ -21,6 +21,8 @@ LIES: Final[dict[str, dict[str, Any]]] = {
     "voucher": {"cumulative": 7},
     "receipt": {"cumulative": 7},
     "closing": {"verdict": "bad"},
+    "statement": {"first_promised": 99},
+    "settled": {"cumulative": 7},
 }
 
 
@@ -73,6 +75,11 @@ def honest_pairs() -> dict[str, dict[str, Any]]:
         "two different signers": proof((voucher, signed("voucher", signer=examples.STRANGER, cumulative=7))),
         "messages of different types": proof((signed("receipt"), signed("closing"))),
         "two contracts": proof((signed("contract"), signed("contract", price_max=9_999))),
+        "statements of different numbers": proof((signed("statement"), signed("statement", number=9))),
+        "statements with different partners": proof(
+            (signed("statement"), signed("statement", second=examples.STRANGER.peer_id))
+        ),
+        "two tallies": proof((signed("tally"), signed("tally", promised=9))),
         "two cancels": proof((signed("cancel"), signed("cancel", code="deadline"))),
         "second signature does not hold": broken,
         "second message of another network": proof(

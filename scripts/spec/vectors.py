@@ -33,6 +33,7 @@ from scripts.spec import examples
 from scripts.spec.bundles import evidence
 from scripts.spec.edge_keys import edge_cases
 from scripts.spec.proofs import equivocation
+from scripts.spec.settlements import settlement
 
 FOLDER: Final = Path(__file__).parent.parent.parent / "protocol" / "spec" / "vectors"
 
@@ -373,6 +374,7 @@ FILES: Final[dict[str, Callable[[], Json]]] = {
     "job.json": job,
     "evidence.json": evidence,
     "equivocation.json": equivocation,
+    "settlement.json": settlement,
 }
 
 

@@ -138,7 +138,8 @@ def test_specification_lists_every_field(kind: str) -> None:
         text = section("06-adverts.md", "`advert`")
         written = rows(text[: text.index("device:")])
     else:
-        text = section("03-messages.md", f"`{kind}`")
+        page = "09-settlement.md" if kind in ("tally", "statement", "settled") else "03-messages.md"
+        text = section(page, f"`{kind}`")
         written = rows(text[: text.index("\n| code |")] if kind == "decline" else text)
     described = fields(MESSAGE_TYPES[kind])
     assert list(written) == [field.encode_name for field in described]

@@ -21,11 +21,13 @@ from protocol.identity import (
 )
 from protocol.messages import MESSAGE_TYPES
 from protocol.price import Prices, cost
-from protocol.schema import to_message_untrusted
+from protocol.schema import to_message_untrusted, to_plain
+from protocol.settlement import verify_settlement_untrusted
 from protocol.signed import read_untrusted
+from protocol.statement import Head, Sums, next_statement, statement_hash
 from protocol.task import decode_input_untrusted, decode_output_untrusted, encode_input
-from protocol.units import NetworkId, PeerId
-from scripts.spec import vectors
+from protocol.units import NetworkId, PeerId, UnixMs
+from scripts.spec import examples, vectors
 
 Json = Any  # vectors are JSON of many shapes; a test that misreads one fails
 
@@ -231,3 +233,28 @@ def test_proof_convicts_whom_the_vector_names(row: Json) -> None:
 @cases("equivocation.json", "invalid")
 def test_proof_is_refused_when_its_messages_do_not_contradict(row: Json) -> None:
     assert refusal(verify_proof_untrusted, json.dumps(row["proof"]).encode())
+
+
+def test_statements_follow_each_other_as_the_vectors_say() -> None:
+    head = Head()
+    for row in load("settlement.json")["rule"]:
+        assert row["previous"] == head.hash.hex()
+        now_ms = UnixMs(row["statement"]["made_at_ms"])
+        made = next_statement(examples.PARTIES, head, Sums(**row["sums"]), now_ms=now_ms)
+        assert made is not None
+        plain = to_plain(made)
+        assert {name: it.hex() if isinstance(it, bytes) else it for name, it in plain.items()} == row["statement"]
+        head = Head(statement=made, hash=statement_hash(encode(plain)))
+        assert row["hash"] == head.hash.hex()
+
+
+@cases("settlement.json", "valid")
+def test_settlement_bundle_holds_as_the_vector_says(row: Json) -> None:
+    found = verify_settlement_untrusted(json.dumps(row["bundle"]).encode())
+    assert (found.first_number, found.last.number) == (row["first_number"], row["bundle"]["settlement"])
+
+
+@cases("settlement.json", "invalid")
+def test_settlement_bundle_is_refused_when_a_sum_or_signature_does_not_hold(row: Json) -> None:
+    reason = refusal(verify_settlement_untrusted, json.dumps(row["bundle"]).encode())
+    assert reason in (Reason.MEANING, Reason.SIGNER, Reason.ORDER)
