@@ -68,10 +68,22 @@ class MarketSection(Section, frozen=True, kw_only=True):
     price_per_s: Microcredits = 0
     price_max: Microcredits = 1_000_000
     """As requester: µc that one job may cost unless the order says otherwise."""
+    spend_new_peer: Microcredits = 2_000_000
+    """As requester: µc at risk (open contracts, promises for jobs that went wrong) with an unproven provider."""
+    spend_peer_max: Microcredits = 100_000_000
+    """As requester: µc at risk with one provider, however well it served."""
+    spend_pool_new: Microcredits = 20_000_000
+    """As requester: µc at risk with all providers together beyond what they have earned."""
     credit_new_peer: Microcredits = 100_000
-    """As provider: what a peer without history may owe."""
+    """As provider: µc that a peer which has settled nothing may owe, promises by voucher included."""
+    credit_peer_max: Microcredits = 10_000_000
+    """As provider: µc that one peer may owe, however much it has settled."""
     credit_pool_new: Microcredits = 2_000_000
-    """As provider: what all peers together may owe beyond their earned credit."""
+    """As provider: µc that all peers together may owe beyond what they have earned."""
+    earned_percent: Annotated[int, Meta(ge=0, le=99)] = 50
+    """Of what a peer has settled (or served well, as provider), by how much its limit rises."""
+    forgive_after_days: Annotated[int, Meta(ge=0, le=3650)] = 1
+    """After so many days what is open counts against nobody's limit any more; 0: it counts for ever."""
     voucher_window_tokens: Annotated[int, Meta(ge=1, le=65_536)] = 32
     """Answer tokens between two meters, each of which waits for a voucher."""
     queue_max: Annotated[int, Meta(ge=0, le=4096)] = 64

@@ -116,9 +116,7 @@ class _Daemon:
         serve_models = config.models.serve if config.node.role == "worker" else ()
         self._pool = WorkerPool(config.worker, store, serve_models, metrics=party.metrics)
         self._served = False
-        self._admission = Admission(
-            credit_per_peer=config.market.credit_new_peer, credit_pool=config.market.credit_pool_new
-        )
+        self._admission = Admission(config.market)
         self._provider = Provider(
             party, self._pool, self._admission, config=config.market, on_change=self._advert_changed
         )
@@ -156,7 +154,10 @@ class _Daemon:
 
     async def prepare(self) -> None:
         """Do what has to be done while the ledger runs and before the network does."""
-        self._admission.remember_debts(await self._party.ledger.debts())
+        forgive_after_days = self._config.market.forgive_after_days
+        standings = await self._party.ledger.standings(self._party.now_ms(), forgive_after_days=forgive_after_days)
+        self._admission.remember(standings, now=trio.current_time())
+        self._requester.spending.remember(standings)
         self._discovery.attach()
         self._provider.attach(self._net)
 

@@ -1,4 +1,4 @@
-"""What a provider takes on: places, held places, and how much each peer may owe (spec 05, section 6).
+"""What a provider takes on: places, held places, and how much each peer may owe (spec 05, section 7).
 
 Pure bookkeeping in one place, so that no two conversations give the same place away. Times are trio's.
 """
@@ -6,6 +6,9 @@ Pure bookkeeping in one place, so that no two conversations give the same place 
 from dataclasses import dataclass
 from typing import Final
 
+from node.config import MarketSection
+from node.ledger.standing import Standings
+from node.market.exposures import Exposures, credit_rule, forgive_s
 from protocol.errors import DeclineCode
 from protocol.units import MS_PER_S, MessageId, Microcredits, PeerId
 
@@ -53,16 +56,15 @@ class Place:
 
 
 class Admission:
-    """Counts places and exposure. ``places`` is slots plus the queue; zero takes nothing."""
+    """Counts places and exposure. ``slots`` and ``queue_max`` together are the places; zero takes nothing."""
 
-    def __init__(self, *, credit_per_peer: int, credit_pool: int) -> None:
-        self._credit_per_peer = credit_per_peer
-        self._credit_pool = credit_pool
+    def __init__(self, market: MarketSection) -> None:
+        self._exposures = Exposures(credit_rule(market), forgive_s=forgive_s(market))
         self._holds: dict[MessageId, Hold] = {}
         self._running: set[MessageId] = set()
-        self._reserves: dict[MessageId, Place] = {}
+        self._taken_on: dict[MessageId, tuple[Place, float]] = {}
+        """Contracts that are not over, and since when."""
         self._unread: set[MessageId] = set()
-        self._unpaid: dict[PeerId, int] = {}
         self.slots = 0
         self.queue_max = 0
         self.draining = False
@@ -75,23 +77,24 @@ class Admission:
     @property
     def unsettled(self) -> int:
         """Contracts that were taken and are not settled yet: each reserves credit."""
-        return len(self._reserves)
+        return len(self._taken_on)
 
     def slots_free(self, now: float) -> int:
         return max(self.slots - self._taken(now), 0)
 
-    def remember_debts(self, debts: dict[PeerId, Microcredits]) -> None:
-        """Take over what peers left unpaid before the last stop."""
-        self._unpaid.update(debts)
+    def remember(self, standings: Standings, *, now: float) -> None:
+        """Take over what peers owed at the last stop."""
+        self._exposures.remember(standings.sold, standings.read_at_ms, now=now)
 
     def hold(self, quote_id: MessageId, hold: Hold, *, now: float) -> None:
         """Keep a place for a quote. Raises: Refused (busy, credit, draining)."""
         self._check(hold.peer_id, hold.reserve, now)
-        self._holds[quote_id] = hold
+        self._keep(quote_id, hold)
 
     def drop_hold(self, quote_id: MessageId) -> None:
         """Give a held place back: the quote never left."""
-        self._holds.pop(quote_id, None)
+        if self._holds.pop(quote_id, None) is not None:
+            self._exposures.release(quote_id)
 
     def held_for(self, quote_id: MessageId, peer_id: PeerId, now: float) -> bool:
         """Return whether this peer has a hold that still stands."""
@@ -100,18 +103,21 @@ class Admission:
 
     def take(self, contract_id: MessageId, place: Place, *, quote_id: MessageId, now: float) -> None:
         """Take a job on, into its held place if there is one. Raises: Refused."""
-        if contract_id in self._reserves:
+        if contract_id in self._taken_on:
             raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
-        hold = self._holds.pop(quote_id, None) if self.held_for(quote_id, place.peer_id, now) else None
+        hold = self._holds[quote_id] if self.held_for(quote_id, place.peer_id, now) else None
+        if hold is not None:
+            self.drop_hold(quote_id)
         try:
             self._check(place.peer_id, place.reserve, now)
         except Refused:
             if hold is not None:
-                self._holds[quote_id] = hold
+                self._keep(quote_id, hold)
             raise
         self._running.add(contract_id)
         self._unread.add(contract_id)
-        self._reserves[contract_id] = place
+        self._taken_on[contract_id] = place, now
+        self._exposures.reserve(contract_id, place.peer_id, place.reserve)
 
     def input_read(self, contract_id: MessageId) -> None:
         """Note that a peer has sent what its contract announced: its place is no idle one any more."""
@@ -122,27 +128,48 @@ class Admission:
         self._running.discard(contract_id)
         self._unread.discard(contract_id)
 
-    def settle(self, contract_id: MessageId, *, unpaid: int, vouchered: int = 0) -> None:
-        """End a contract: free what is left of it and remember what was not paid."""
-        self.vacate(contract_id)
-        place = self._reserves.pop(contract_id, None)
-        if place is not None and unpaid > 0:
-            self._unpaid[place.peer_id] = self._unpaid.get(place.peer_id, 0) + unpaid
+    def window_allowed(self, contract_id: MessageId, owed: Microcredits, *, now: float) -> bool:
+        """Return whether an open contract may come to ``owed`` in all, vouchers included; if so, count it.
 
-    def window_allowed(self, contract_id: MessageId, owed: Microcredits) -> bool:
+        A voucher is a promise: what it covers stays open, so a long answer grows beyond its first reserve.
+        """
+        more = owed - self._exposures.reserved(contract_id)
+        if more <= 0:
+            return True
+        peer_id = self._taken_on[contract_id][0].peer_id
+        self._drop_lapsed(now)
+        if more > self._exposures.room(peer_id, now):
+            return False
+        self._exposures.reserve(contract_id, peer_id, owed)
         return True
+
+    def settle(self, contract_id: MessageId, *, unpaid: int, vouchered: int = 0) -> None:
+        """End a contract: free what is left of it, and count what is owed for it until a settlement covers it."""
+        self.vacate(contract_id)
+        if contract_id in self._taken_on:
+            place, taken_at = self._taken_on.pop(contract_id)
+            self._exposures.release(contract_id)
+            if unpaid + vouchered > 0:
+                self._exposures.owe(place.peer_id, unpaid + vouchered, at=taken_at)
+
+    def settled(self, peer_id: PeerId, received_total: Microcredits) -> None:
+        """Note how much a peer has settled in all; it frees that much, and raises the peer's limit."""
+        self._exposures.settled(peer_id, received_total)
 
     def credit_left(self, peer_id: PeerId, now: float) -> Microcredits:
         """Return what this peer may still owe: its own limit and the pool of all peers, whichever is less."""
         self._drop_lapsed(now)
-        own = self._unpaid.get(peer_id, 0)
-        everybody = sum(self._unpaid.values())
-        promises: list[Hold | Place] = [*self._holds.values(), *self._reserves.values()]
-        for promise in promises:
-            everybody += promise.reserve
-            if promise.peer_id == peer_id:
-                own += promise.reserve
-        return Microcredits(max(min(self._credit_per_peer - own, self._credit_pool - everybody), 0))
+        return self._exposures.room(peer_id, now)
+
+    def check_credit(self, peer_id: PeerId, needed: int, now: float) -> None:
+        """Raises: Refused (credit), with what is open and what the peer can do about it."""
+        left = self.credit_left(peer_id, now)
+        if needed > left:
+            raise Refused(
+                DeclineCode.CREDIT,
+                f"{needed} µc of credit are needed, {left} µc are left:"
+                f" {self._exposures.describe(peer_id, now)}; settle what is open, or wait",
+            )
 
     def _check(self, peer_id: PeerId, reserve: int, now: float) -> None:
         if self.draining:
@@ -154,7 +181,7 @@ class Admission:
                 retry_after_ms=RETRY_MS,
             )
         idle = sum(hold.peer_id == peer_id for hold in self._holds.values())
-        idle += sum(self._reserves[contract_id].peer_id == peer_id for contract_id in self._unread)
+        idle += sum(self._taken_on[contract_id][0].peer_id == peer_id for contract_id in self._unread)
         idle_max = max((self.slots + self.queue_max) // IDLE_SHARE, 1)
         if idle >= idle_max:
             raise Refused(
@@ -162,11 +189,11 @@ class Admission:
                 f"{idle} places are kept for this peer without a job in them, at most {idle_max} are",
                 retry_after_ms=RETRY_MS,
             )
-        left = self.credit_left(peer_id, now)
-        if reserve > left:
-            raise Refused(
-                DeclineCode.CREDIT, f"the job needs {reserve} µc of credit, {left} µc are left for this peer"
-            )
+        self.check_credit(peer_id, reserve, now)
+
+    def _keep(self, quote_id: MessageId, hold: Hold) -> None:
+        self._holds[quote_id] = hold
+        self._exposures.reserve(quote_id, hold.peer_id, hold.reserve)
 
     def _taken(self, now: float) -> int:
         self._drop_lapsed(now)
@@ -174,4 +201,4 @@ class Admission:
 
     def _drop_lapsed(self, now: float) -> None:
         for quote_id in [quote_id for quote_id, hold in self._holds.items() if hold.until <= now]:
-            del self._holds[quote_id]
+            self.drop_hold(quote_id)

@@ -46,8 +46,8 @@ class Quoted:
     queue_ms: int
 
 
-PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed"]
-"""How a provider failed us without declining."""
+PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed", "spend_limit"]
+"""How a provider failed us without declining, or ``spend_limit``: more with it than we put at risk."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from node.config import Config
 from node.discovery.discovery import AdvertLife
 from node.execution.interface import DeviceReport, Executor, ServedModel
 from node.market.admission import Admission
+from node.market.exposures import credit_rule
 from node.market.party import Party
 from node.market.provider import Provider
 from node.net.interface import Network
@@ -71,7 +72,7 @@ class OwnAdvert:
             slots_total=self._admission.slots,
             slots_free=self._admission.slots_free(trio.current_time()),
             queue_ms=self._provider.queue_ms(),
-            credit=self._config.market.credit_new_peer,
+            credit=credit_rule(self._config.market).limit(settled=0),
         )
 
 

@@ -121,8 +121,8 @@ class Provider:
                 f"the job may cost {bound} µc, the ask allows {wanted.price_max}",
                 price_min=bound,
             )
+        self._admission.check_credit(ask.signer, self._first_window(wanted.tokens_in_max, bound), now)
         credit = Microcredits(min(bound, self._admission.credit_left(ask.signer, now)))
-        self._check_credit(credit, wanted.tokens_in_max, bound)
         quote = self._party.sign(
             Quote(
                 ask_id=ask.message_id,
@@ -211,9 +211,13 @@ class Provider:
             if isinstance(exc, LedgerError):
                 raise Refused(DeclineCode.FAILED, "the ledger cannot be written") from exc
             raise
-        may_owe = partial(self._admission.window_allowed, contract.message_id)
         accepted = Accepted(
-            contract=contract, accept=accept, salt=salt, prompt=prompt, model=model, may_owe=may_owe
+            contract=contract,
+            accept=accept,
+            salt=salt,
+            prompt=prompt,
+            model=model,
+            may_owe=partial(self._may_owe, contract.message_id),
         )
         return ProviderJob(self._party, line, accepted)
 
@@ -225,6 +229,9 @@ class Provider:
             del self.jobs[contract_id]
             with self._busy_change():
                 self._admission.settle(contract_id, unpaid=job.unpaid, vouchered=job.vouchered)
+
+    def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
+        return self._admission.window_allowed(contract_id, owed, now=trio.current_time())
 
     def _vacate(self, contract_id: MessageId) -> None:
         with self._busy_change():
@@ -259,20 +266,23 @@ class Provider:
                 f"the job may cost {bound} µc, the contract allows {terms.price_max}",
                 price_min=bound,
             )
-        self._check_credit(terms.credit, tokens_in_max, terms.price_max)
+        needed = self._first_window(tokens_in_max, terms.price_max)
+        if terms.credit < needed:
+            # The job would pause with nothing to pay.
+            raise Refused(
+                DeclineCode.CREDIT, f"the first window may cost {needed} µc, the credit is {terms.credit} µc"
+            )
         return model
 
-    def _check_credit(self, credit: int, tokens_in_max: int, price_max: int) -> None:
-        """Refuse a credit that does not cover the first window: the job would pause with nothing to pay."""
+    def _first_window(self, tokens_in_max: int, price_max: int) -> int:
+        """Return what prompt and first window may cost: less credit than that starts no job."""
         first_window = price_bound(
             self.prices,
             tokens_in_max=tokens_in_max,
             tokens_out_max=self._config.voucher_window_tokens,
             duration_ms_max=0,
         )
-        needed = min(first_window, price_max)
-        if credit < needed:
-            raise Refused(DeclineCode.CREDIT, f"the first window may cost {needed} µc, the credit is {credit} µc")
+        return min(first_window, price_max)
 
     def _model(self, model_id: ModelId) -> ServedModel:
         for model in self._executor.models():

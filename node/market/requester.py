@@ -36,6 +36,7 @@ from node.market.order import (
 from node.market.party import Party
 from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
 from node.market.requester_job import RequesterJob
+from node.market.spending import Spending
 from node.metrics import JobState, Role
 from node.net.interface import Network
 from protocol import limits
@@ -82,6 +83,7 @@ class Requester:
         self._executor = executor
         self._config = config
         self._look_up = look_up
+        self.spending = Spending(config, clock=trio.current_time)
         self.jobs: dict[JobId, RequesterJob] = {}
         self.jobs_here: dict[JobId, str] = {}
         """Orders that our own devices carry out, by the model's name."""
@@ -408,7 +410,8 @@ class Requester:
         except trio.TooSlowError as exc:
             raise AttemptFailedError("unreachable", f"no connection within {DIAL_WAIT_S:g} s") from exc
         async with stream:
-            return await job.buy(stream, terms)
+            with self.spending.at_risk(candidate.peer_id, terms.price_max, purchase.log):
+                return await job.buy(stream, terms)
 
     async def _agree(self, job: RequesterJob, order: Order, candidate: Candidate) -> Terms:
         """Raises: AttemptFailedError, TransportError, TooSlowError."""

@@ -45,6 +45,8 @@ DRIFT: Final = 100e-6
 STRANGER_SKEW_S: Final = 300.0
 BOOTSTRAP_NODES: Final = 2
 WORK_MAX: Final = 1024
+UNBOUNDED: Final = 10**12
+"""µc: more than all jobs of a world cost together."""
 NETWORK: Final = network_id({"name": "simulation"})
 
 
@@ -165,7 +167,13 @@ class World:
                     price_in=rng.choice((0, 200_000)),
                     price_out=rng.choice((800_000, 50_000_000, 200_000_000)),
                     price_per_s=rng.choice((0, 0, 7)),
-                    credit_new_peer=60_000,
+                    # Nobody settles here, so promises only add up: what bounds them has a test of its own.
+                    credit_new_peer=UNBOUNDED,
+                    credit_peer_max=UNBOUNDED,
+                    credit_pool_new=UNBOUNDED,
+                    spend_new_peer=UNBOUNDED,
+                    spend_peer_max=UNBOUNDED,
+                    spend_pool_new=UNBOUNDED,
                     voucher_window_tokens=rng.choice((8, 32, 48)),
                     queue_max=scenario.queue_max,
                 ),
@@ -238,7 +246,7 @@ class World:
             on_token=self.checks.made,
         )
         market = node.config.market
-        admission = Admission(credit_per_peer=market.credit_new_peer, credit_pool=market.credit_pool_new)
+        admission = Admission(market)
         discovery: Discovery
         provider = Provider(party, workers, admission, config=market, on_change=lambda: discovery.changed())
         advert = OwnAdvert(party, provider, workers, admission, network=network, config=node.config)
@@ -278,7 +286,11 @@ class World:
     async def _start(self, node: SimulatedNode, rooms: Rooms, nursery: trio.Nursery) -> None:
         """Start the rooms in the daemon's order."""
         await nursery.start(rooms.party.ledger.run)
-        rooms.admission.remember_debts(await rooms.party.ledger.debts())
+        standings = await rooms.party.ledger.standings(
+            rooms.party.now_ms(), forgive_after_days=node.config.market.forgive_after_days
+        )
+        rooms.admission.remember(standings, now=trio.current_time())
+        rooms.requester.spending.remember(standings)
         rooms.discovery.attach()
         rooms.provider.attach(rooms.network)
         await nursery.start(rooms.network.run)

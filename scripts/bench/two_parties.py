@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from node.clock import system_entropy, system_time
-from node.config import Config
+from node.config import Config, MarketSection
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
@@ -42,6 +42,15 @@ MODEL: Final = ServedModel(
     memory_bytes=0,
     slots=1,
     profile="none",
+)
+# Promises are debts until a settlement, and nothing settles here.
+MARKET: Final = MarketSection(
+    credit_new_peer=limits.MICROCREDITS_MAX,
+    credit_peer_max=limits.MICROCREDITS_MAX,
+    credit_pool_new=limits.MICROCREDITS_MAX,
+    spend_new_peer=limits.MICROCREDITS_MAX,
+    spend_peer_max=limits.MICROCREDITS_MAX,
+    spend_pool_new=limits.MICROCREDITS_MAX,
 )
 PROMPT_TOKENS: Final = 8
 EVENTS_MAX: Final = 1024
@@ -121,11 +130,10 @@ class TwoParties:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep both sides ready until cancelled."""
-        config = Config()
+        config = Config(market=MARKET)
         net = self.fabric.network("requester", self.requester.peer_id)
         their_net = self.fabric.network("provider", self.provider.peer_id)
-        credit = limits.MICROCREDITS_MAX
-        admission = Admission(credit_per_peer=credit, credit_pool=credit)
+        admission = Admission(config.market)
         admission.slots = MODEL.slots
         executor = InstantModel(MODEL)
         provider = Provider(self.provider, executor, admission, config=config.market, on_change=lambda: None)

@@ -5,19 +5,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from node.config import MarketSection
+from node.ledger.standing import Standing, Standings
 from node.market.admission import Admission, Hold, Place, Refused
 from protocol.errors import DeclineCode
-from protocol.units import MessageId, Microcredits, PeerId
+from protocol.units import MessageId, Microcredits, PeerId, UnixMs
 from tests.fakes import signer_of
 
 CREDIT, POOL, SLOTS, QUEUE, HOLD_S = 100, 250, 2, 1, 15.0
+NOTHING = Microcredits(0)
 PEERS = [signer_of(name).peer_id for name in "abcd"]
 
 
 def make(*, slots: int = SLOTS, queue_max: int = QUEUE) -> Admission:
-    admission = Admission(credit_per_peer=CREDIT, credit_pool=POOL)
+    admission = Admission(MarketSection(credit_new_peer=CREDIT, credit_pool_new=POOL))
     admission.slots, admission.queue_max = slots, queue_max
     return admission
+
+
+def owing(admission: Admission, peer: PeerId, owed: int) -> None:
+    """Let ``peer`` owe that much from before the start."""
+    standing = Standing(settled=NOTHING, paid=NOTHING, owed=((UnixMs(0), Microcredits(owed)),))
+    admission.remember(Standings(read_at_ms=UnixMs(0), sold={peer: standing}, bought={}), now=0.0)
 
 
 def message_id(number: int) -> MessageId:
@@ -102,7 +111,7 @@ def test_pool_bounds_what_strangers_owe_together() -> None:
 
 def test_debt_of_an_earlier_run_counts() -> None:
     admission = make()
-    admission.remember_debts({PEERS[0]: Microcredits(95)})
+    owing(admission, PEERS[0], 95)
     assert admission.credit_left(PEERS[0], 0) == 5
     assert refusal(admission, 1, place(reserve=6)) == DeclineCode.CREDIT
     assert admission.credit_left(PEERS[1], 0) == CREDIT
@@ -116,6 +125,47 @@ def test_credit_comes_back_when_a_contract_is_settled_and_stays_away_when_it_was
         assert admission.credit_left(PEERS[0], 0) == 50, "credit is reserved until it is paid"
         admission.settle(message_id(number), unpaid=unpaid)
         assert admission.credit_left(PEERS[0], 0) == CREDIT - unpaid
+
+
+def test_promise_stays_open_until_it_is_settled() -> None:
+    admission = make()
+    admission.take(message_id(1), place(reserve=50), quote_id=NO_QUOTE, now=0)
+    admission.settle(message_id(1), unpaid=0, vouchered=40)
+    assert admission.credit_left(PEERS[0], 0) == CREDIT - 40
+    admission.settled(PEERS[0], Microcredits(40))
+    assert admission.credit_left(PEERS[0], 0) == CREDIT + 20, "half of what was settled is credit earned"
+
+
+def test_answer_goes_on_when_its_peer_has_credit_for_another_window_and_stops_when_not() -> None:
+    admission = make(slots=9)
+    admission.take(message_id(1), place(reserve=50), quote_id=NO_QUOTE, now=0)
+    admission.take(message_id(2), place(reserve=30), quote_id=NO_QUOTE, now=0)
+    for owed, allowed in ((50, True), (70, True), (71, False), (70, True)):
+        assert admission.window_allowed(message_id(1), Microcredits(owed), now=0) is allowed
+    assert admission.credit_left(PEERS[0], 0) == 0, "a window that was allowed is reserved"
+    admission.settle(message_id(2), unpaid=0, vouchered=10)
+    assert admission.window_allowed(message_id(1), Microcredits(90), now=0)
+    assert not admission.window_allowed(message_id(1), Microcredits(91), now=0)
+
+
+def test_window_is_refused_when_the_pool_is_used_up_by_others() -> None:
+    admission = make(slots=9)
+    for number in range(3):
+        admission.take(message_id(number), place(PEERS[number], 80), quote_id=NO_QUOTE, now=0)
+    assert admission.window_allowed(message_id(0), Microcredits(90), now=0)
+    assert not admission.window_allowed(message_id(1), Microcredits(81), now=0)
+
+
+def test_refused_peer_is_told_what_is_open_and_what_its_limit_is() -> None:
+    admission = make(slots=9)
+    owing(admission, PEERS[0], 30)
+    admission.take(message_id(1), place(reserve=50), quote_id=NO_QUOTE, now=0)
+    with pytest.raises(Refused) as caught:
+        admission.hold(message_id(2), hold(reserve=21), now=0)
+    assert str(caught.value) == (
+        "21 µc of credit are needed, 20 µc are left: 30 µc are open and 50 µc reserved of 100 µc;"
+        " settle what is open, or wait"
+    )
 
 
 def test_nobody_is_taken_when_the_node_drains() -> None:
@@ -225,7 +275,7 @@ TestBooks.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 @settings(max_examples=50, deadline=None, database=None)
 def test_credit_left_is_never_negative(debt: int, reserve: int) -> None:
     admission = make()
-    admission.remember_debts({PEERS[0]: Microcredits(debt)})
+    owing(admission, PEERS[0], debt)
     assert 0 <= admission.credit_left(PEERS[0], 0) <= CREDIT
     if reserve > max(CREDIT - debt, 0):
         assert refusal(admission, 1, place(reserve=reserve)) == DeclineCode.CREDIT

@@ -210,9 +210,7 @@ class World:
         inner = self.fabric.network(name, signer.peer_id)
         network = WatchedNetwork(inner, lambda frame: self._watch(node, frame))
         executor = executor or ScriptedExecutor(served=())
-        admission = Admission(
-            credit_per_peer=config.market.credit_new_peer, credit_pool=config.market.credit_pool_new
-        )
+        admission = Admission(config.market)
         provider = Provider(
             party, executor, admission, config=config.market, on_change=lambda: self._count_change(node)
         )
@@ -243,7 +241,11 @@ class World:
         with node.scope:
             async with trio.open_nursery() as nursery:
                 await nursery.start(node.ledger.run)
-                node.admission.remember_debts(await node.ledger.debts())
+                standings = await node.ledger.standings(
+                    node.party.now_ms(), forgive_after_days=node.market.forgive_after_days
+                )
+                node.admission.remember(standings, now=trio.current_time())
+                node.requester.spending.remember(standings)
                 await nursery.start(node.network.inner.run)
                 task_status.started()
 
