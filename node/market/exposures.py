@@ -113,7 +113,8 @@ class Exposures:
         """Count a reserve no more, if there is one."""
         reserve = self._reserves.pop(key, None)
         if reserve is not None:
-            self._peers[reserve.peer_id].reserved -= reserve.amount
+            # A reserve of nothing may be all there was, and then the peer is forgotten.
+            self._peers.setdefault(reserve.peer_id, _Peer()).reserved -= reserve.amount
             self._count(reserve.peer_id)
 
     def owe(self, peer_id: PeerId, amount: int, *, at: float) -> None:
