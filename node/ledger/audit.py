@@ -18,6 +18,8 @@ from node.ledger.disk import BUSY_WAIT_S
 from node.ledger.entries import ContractRow
 from node.ledger.projection import Difference, Tally
 from node.ledger.schema import MIGRATIONS, WHAT_TO_DO, version_of
+from node.ledger.settlement import settled_rows
+from node.ledger.settlement_audit import SettlementReader
 from node.ledger.store import FIRST_HASH, all_contracts
 from protocol.envelope import network_of_untrusted
 from protocol.errors import RemoteProtocolError
@@ -68,6 +70,7 @@ class EntryReader:
 
     def __init__(self) -> None:
         self.tallies: dict[bytes, Tally] = {}
+        self.settlements = SettlementReader()
         self.found: list[Difference] = []
         self.total = 0
         self.entries = 0
@@ -108,6 +111,7 @@ class EntryReader:
         if line.contract_id is None:
             if isinstance(signed.message, Ask) and signed.message.job_id != line.job_id:
                 self.report(_difference(where, "job_id", line.job_id, signed.message.job_id))
+            self.report(*self.settlements.take(signed, PeerId(line.peer_id), where))
             return
         tally = self.tallies.get(line.contract_id)
         if tally is None:
@@ -163,11 +167,13 @@ def audit(db: sqlite3.Connection, pause: Callable[[], None]) -> Audit:
         read_entries(db, reader, pause)
         rows = _read_rows(db, reader)
         proofs = count_proofs(db)
+        settled = settled_rows(db)
     except sqlite3.DatabaseError as exc:
         # Damaged pages: what was read before them still counts.
         reader.report(Difference(where="database", field="reading", stored=str(exc), expected="every row"))
     else:
         _compare(reader, rows)
+        reader.report(*reader.settlements.compare(settled))
     return Audit(
         entries=reader.entries,
         contracts=len(reader.tallies),
@@ -221,6 +227,12 @@ def _compare(reader: EntryReader, rows: dict[bytes, ContractRow]) -> None:
     for key in rows.keys() - reader.tallies.keys():
         where = f"contract {key.hex()}"
         reader.report(Difference(where=where, field="messages", stored="none", expected="a signed contract"))
+    vouchered: dict[tuple[bytes, str], int] = {}
+    for tally in reader.tallies.values():
+        if tally.role is not None:
+            key_of = (tally.peer_id, tally.role)
+            vouchered[key_of] = vouchered.get(key_of, 0) + tally.vouchered
+    reader.report(*reader.settlements.compare_promises(vouchered))
 
 
 def _difference(where: str, field: str, stored: bytes, expected: bytes) -> Difference:

@@ -21,6 +21,14 @@ from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, StoredMessage, StoredProof, Totals
 from node.ledger.health import DiskHealth
 from node.ledger.standing import Standings, standings
+from node.ledger.settlement import (
+    ListedStatement,
+    PairBooks,
+    SettlementEnvelopes,
+    pair_books,
+    settlement_envelopes,
+    statements,
+)
 from node.ledger.store import LedgerStore
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof
@@ -182,6 +190,18 @@ class Ledger:
     async def standings(self, now_ms: UnixMs, *, forgive_after_days: int) -> Standings:
         """Return what is open with every peer, for the exposure rule."""
         return await self._read(lambda: standings(self._store.db, now_ms, forgive_after_days))
+
+    async def pair_books(self, us: PeerId, peer_id: PeerId) -> PairBooks:
+        """Return where we stand with a peer, for an exchange of statements."""
+        return await self._read(lambda: pair_books(self._store.db, us, peer_id))
+
+    async def statements(self, peer_id: PeerId | None, limit: int) -> list[ListedStatement]:
+        """Return the newest statements first, with one peer or all."""
+        return await self._read(lambda: statements(self._store.db, peer_id, limit))
+
+    async def settlement_envelopes(self, peer_id: PeerId) -> SettlementEnvelopes | None:
+        """Return what a settlement bundle with one peer is made of; None when both signed nothing."""
+        return await self._read(lambda: settlement_envelopes(self._store.db, peer_id))
 
     async def peer_accounts(self) -> list[PeerAccount]:
         """Return what passed between this node and each peer."""

@@ -1,6 +1,6 @@
-"""Writes the contracts' rows anew from the signed messages: for a ledger whose sums went wrong, never of itself.
+"""Writes the rows of contracts and settlements anew from the signed messages: for a ledger whose sums went wrong.
 
-The entries are not touched, and have to hold: what was promised is read, not guessed.
+Never of itself. The entries are not touched, and have to hold: what was promised is read, not guessed.
 """
 
 import sqlite3
@@ -11,6 +11,7 @@ from node.errors import LedgerError
 from node.ledger.audit import EntryReader, read_entries
 from node.ledger.entries import ContractRow
 from node.ledger.schema import WHAT_TO_DO, back_up
+from node.ledger.settlement import put_settled, settled_rows
 from node.ledger.store import LedgerStore, all_contracts, put_contract
 
 
@@ -56,6 +57,8 @@ def _rebuild(db: sqlite3.Connection, path: Path) -> Rebuilt:
     rebuilt = {key: tally.rebuilt(before.get(key)) for key, tally in reader.tallies.items()}
     made = {key: row for key, row in rebuilt.items() if row is not None}
     changed = sum(before.get(key) != made.get(key) for key in before.keys() | made.keys())
+    settled_before, settled = settled_rows(db), reader.settlements.rows
+    changed += sum(settled_before.get(key) != settled.get(key) for key in settled_before.keys() | settled.keys())
     if not changed:
         return Rebuilt(contracts=len(made), changed=0, backup=None)
     backup = path.with_name(f"{path.name}.rebuild.bak")
@@ -65,6 +68,9 @@ def _rebuild(db: sqlite3.Connection, path: Path) -> Rebuilt:
         db.execute("DELETE FROM contract")
         for row in made.values():
             put_contract(db, row)
+        db.execute("DELETE FROM settled")
+        for settled_row in settled.values():
+            put_settled(db, settled_row)
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:

@@ -14,6 +14,7 @@ from node.errors import LedgerError
 from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, Totals
 from node.ledger.schema import MIGRATIONS, WHAT_TO_DO, check, migrate, slot_key_of
+from node.ledger.settlement import note_statement
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof, contradiction_untrusted, encode_proof
 from protocol.errors import RemoteProtocolError
@@ -26,6 +27,7 @@ from protocol.states import (
     advance_requester,
     is_final,
 )
+from protocol.statement import Statement
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 FIRST_HASH: Final = bytes(32)
@@ -141,6 +143,8 @@ class LedgerStore:
         )
         if not done.rowcount:
             return link, None
+        if envelope.kind == Statement.kind:
+            note_statement(self.db, entry)
         return next_link, None if slot is None else self._contradict(envelope, slot, entry.at_ms)
 
     def _contradict(self, envelope: Envelope, slot: bytes, at_ms: UnixMs) -> Proof | None:
