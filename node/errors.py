@@ -37,6 +37,10 @@ class LedgerError(NodeError):
     """The ledger could not write or read; nothing was acknowledged."""
 
 
+class LedgerDiskError(LedgerError):
+    """The ledger's disk takes nothing now: full, read-only or failing. It is tried again by itself."""
+
+
 class ModelError(NodeError):
     """A model file or manifest was refused."""
 

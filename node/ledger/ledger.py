@@ -4,6 +4,7 @@ A posting is durable when ``post`` returns: write to disk, then send. A caller t
 not know the outcome; posting the same message again is one entry.
 """
 
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable
@@ -19,8 +20,7 @@ from node.ledger.audit import Audit, audit_file
 from node.ledger.books import ListedEntry, PeerAccount, count_proofs, entries_after, peer_accounts, proofs
 from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, StoredMessage, StoredProof, Totals
-from node.ledger.health import DiskHealth
-from node.ledger.standing import Standings, standings
+from node.ledger.health import DiskHealth, is_of_disk
 from node.ledger.settlement import (
     ListedStatement,
     PairBooks,
@@ -29,6 +29,7 @@ from node.ledger.settlement import (
     settlement_envelopes,
     statements,
 )
+from node.ledger.standing import Standings, standings
 from node.ledger.store import LedgerStore
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof
@@ -95,32 +96,27 @@ class Ledger:
         posting = _Posting(entries, row)
         # Shielded: a caller that is cancelled here has counted the message already, and will not say it again.
         with trio.CancelScope(shield=True):
-            is_written = await self._post_at_once(posting) or not await self._post_in_turn(posting)
-        if not is_written:
+            await self._begin(posting)
+        if not posting.done.is_set():
             await posting.done.wait()
         if posting.error is not None:
             raise posting.error
 
-    async def _post_at_once(self, posting: _Posting) -> bool:
-        """Write it from the caller's task, if nobody else writes: over the other one it costs 40 us more."""
-        if not self._is_open:
-            return False
-        try:
-            self._writer.acquire_nowait()
-        except trio.WouldBlock:
-            return False
-        try:
-            await self._in_thread(self._write_batch, [posting])
-        finally:
-            self._writer.release()
-        return True
-
-    async def _post_in_turn(self, posting: _Posting) -> bool:
+    async def _begin(self, posting: _Posting) -> None:
+        """Write it from the caller's task if nobody writes now, else queue it. Raises: LedgerError (closed)."""
+        if self._is_open:
+            with contextlib.suppress(trio.WouldBlock):
+                self._writer.acquire_nowait()
+                # A posting that takes the way over the other task costs 40 us more.
+                try:
+                    await self._write([posting])
+                finally:
+                    self._writer.release()
+                return
         try:
             await self._send.send(posting)
         except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
             raise LedgerError(f"{self._path}: the ledger is closed") from exc
-        return True
 
     async def _write_what_waits(self) -> None:
         async for first in self._receive:
@@ -132,9 +128,7 @@ class Ledger:
                             batch.append(self._receive.receive_nowait())
                         except trio.WouldBlock:
                             break
-                    await self._in_thread(self._write_batch, batch)
-            for posting in batch:
-                posting.done.set()
+                    await self._write(batch)
 
     async def _try_again(self) -> None:
         """While the disk refuses, see now and then whether it takes something; end what was cut when it does."""
@@ -147,7 +141,7 @@ class Ledger:
                 wait_s = min(2 * wait_s, wait_s_max)
                 with trio.CancelScope(shield=True):
                     async with self._writer:
-                        await self._in_thread(self._probe)
+                        await self._probe()
 
     async def witness(self, envelope: Envelope, at_ms: UnixMs) -> None:
         """Keep the proof that a message which we refused makes with one of its signer's that we hold, if it does.
@@ -232,43 +226,54 @@ class Ledger:
         try:
             return await self._in_thread(query)
         except sqlite3.Error as exc:
-            raise self.health.note(exc) or LedgerError(f"{self._path}: cannot be read: {exc}") from exc
+            if is_of_disk(exc):
+                raise self.health.note(exc) from exc
+            raise LedgerError(f"{self._path}: cannot be read: {exc}") from exc
 
     async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
         return await self._disk.run(partial(call, *args))
 
-    def _write_batch(self, batch: list[_Posting]) -> None:
+    async def _write(self, batch: list[_Posting]) -> None:
+        fault = await self._in_thread(self._write_batch, batch)
+        if fault is not None:
+            error = self.health.note(fault)
+            for posting in batch:
+                posting.error = error
+        for posting in batch:
+            if posting.error is not None and posting.row is not None:
+                self._cut.add(posting.row.contract_id)
+            posting.done.set()
+
+    def _write_batch(self, batch: list[_Posting]) -> sqlite3.Error | None:
+        """Write all, or each alone if one of them is bad; return the error if it is the disk that refuses."""
         try:
             made = self._store.write(
                 [entry for posting in batch for entry in posting.entries],
                 [posting.row for posting in batch if posting.row is not None],
             )
         except sqlite3.Error as exc:
-            self._write_failed(batch, exc)
+            if is_of_disk(exc):
+                return exc
+            if len(batch) > 1:
+                # One bad posting must not fail its neighbours.
+                faults = [self._write_batch([posting]) for posting in batch]
+                return next((fault for fault in faults if fault is not None), None)
+            log.error("ledger write failed", extra={"cause": str(exc)})
+            batch[0].error = LedgerError(f"{self._path}: cannot be written: {exc}")
         else:
             for proof in made:
                 _tell(proof)
+        return None
 
-    def _write_failed(self, batch: list[_Posting], exc: sqlite3.Error) -> None:
-        fault: LedgerError | None = self.health.note(exc)
-        if fault is None and len(batch) > 1:
-            # One bad posting must not fail its neighbours.
-            for posting in batch:
-                self._write_batch([posting])
-            return
-        if fault is None:
-            log.error("ledger write failed", extra={"cause": str(exc)})
-            fault = LedgerError(f"{self._path}: cannot be written: {exc}")
-        for posting in batch:
-            posting.error = fault
-            if posting.row is not None:
-                self._cut.add(posting.row.contract_id)
+    async def _probe(self) -> None:
+        """Write something, and end what was cut: whoever worked on it was told so, and has given up."""
 
-    def _probe(self) -> None:
-        try:
+        def try_writing() -> int:
             self._store.probe()
-            # Whoever worked on them was told that its posting failed, and has given up.
-            ended = self._store.end_interrupted(self._cut) if self._cut else 0
+            return self._store.end_interrupted(self._cut) if self._cut else 0
+
+        try:
+            ended = await self._in_thread(try_writing)
         except sqlite3.Error as exc:
             self.health.note(exc)
             return
@@ -284,9 +289,7 @@ class Ledger:
         async with self._writer:
             waiting = [posting async for posting in self._receive]
             if waiting:
-                await self._in_thread(self._write_batch, waiting)
-            for posting in waiting:
-                posting.done.set()
+                await self._write(waiting)
             await self._in_thread(self._store.close)
 
 

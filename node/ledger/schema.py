@@ -78,8 +78,8 @@ MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX entry_of_settlement ON entry (peer_id, kind, signer) WHERE kind IN ('statement', 'settled');
     """,
-    # A contract's entries are found by the contract: what is looked for by its job has none yet. ``probe`` is written
-    # to see whether a disk that refused takes something again.
+    # A contract's entries are found by the contract: what is looked for by its job has none yet. ``probe`` is
+    # written to see whether a disk that refused takes something again.
     """
     DROP INDEX entry_by_job;
     CREATE INDEX entry_by_job ON entry (job_id) WHERE contract_id IS NULL;

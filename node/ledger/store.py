@@ -5,7 +5,8 @@ although every SIGKILL test passes.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -13,11 +14,13 @@ from typing import Final
 from node.errors import LedgerError
 from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, Totals
+from node.ledger.health import is_damage, is_of_disk, remedy_of
 from node.ledger.schema import MIGRATIONS, WHAT_TO_DO, check, migrate, slot_key_of
 from node.ledger.settlement import note_statement
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof, contradiction_untrusted, encode_proof
 from protocol.errors import RemoteProtocolError
+from protocol.statement import Statement
 from protocol.states import (
     ProviderEvent,
     ProviderState,
@@ -27,12 +30,13 @@ from protocol.states import (
     advance_requester,
     is_final,
 )
-from protocol.statement import Statement
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 FIRST_HASH: Final = bytes(32)
 CHECKED_AT_START: Final = 100_000
 """Newest entries whose hash chain is checked at every start: 0.3 s of a small machine. An audit checks all."""
+PROBE_BYTES: Final = 64 * 1024
+"""Sixteen pages: a posting changes about five. With less, a disk that is all but full looked well too early."""
 
 _CONTRACT_COLUMNS: Final = (
     "contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out, metered, vouchered, at_ms"
@@ -67,7 +71,7 @@ class LedgerStore:
             self.verify(CHECKED_AT_START)
         except (sqlite3.Error, OSError) as exc:
             self.close()
-            hint = f"; {WHAT_TO_DO}" if _is_damage(exc) else ""
+            hint = f"; {_what_to_do(exc)}"
             raise LedgerError(f"{self._path}: cannot be used as a ledger: {exc}{hint}") from exc
         except LedgerError:
             self.close()
@@ -111,15 +115,8 @@ class LedgerStore:
         slot = slot_key_of(envelope)
         if slot is None:
             return None
-        self.db.execute("BEGIN IMMEDIATE")
-        try:
-            proof = self._contradict(envelope, slot, at_ms)
-            self.db.execute("COMMIT")
-        except BaseException:
-            if self.db.in_transaction:
-                self.db.execute("ROLLBACK")
-            raise
-        return proof
+        with self._transaction():
+            return self._contradict(envelope, slot, at_ms)
 
     def _append(self, entry: Entry, link: bytes) -> tuple[bytes, Proof | None]:
         envelope = entry.envelope
@@ -221,15 +218,15 @@ class LedgerStore:
         )
         return {PeerId(peer_id): Microcredits(owed) for peer_id, owed in found}
 
-    def end_interrupted(self) -> int:
-        """End the contracts that a crash of ours left open; return how many there were.
+    def end_interrupted(self, only: Collection[MessageId] | None = None) -> int:
+        """End the contracts that a crash of ours left open, or of them ``only`` these; return how many there were.
 
         What we were working on has failed, by our fault: no debt stays with the requester. Everything else ends as
         if the stream had been lost.
         """
         moved = []
         for row in self.contracts(limit=-1):
-            if is_final(row.state):
+            if is_final(row.state) or not (only is None or row.contract_id in only):
                 continue
             state: ProviderState | RequesterState
             if isinstance(row.state, RequesterState):
@@ -240,10 +237,26 @@ class LedgerStore:
                 state = advance_provider(row.state, ProviderEvent.JOB_FAILED)
             moved.append((str(state), row.contract_id))
         # One transaction, so one wait for the disk.
-        self.db.execute("BEGIN IMMEDIATE")
-        self.db.executemany("UPDATE contract SET state = ? WHERE contract_id = ?", moved)
-        self.db.execute("COMMIT")
+        with self._transaction():
+            self.db.executemany("UPDATE contract SET state = ? WHERE contract_id = ?", moved)
         return len(moved)
+
+    def probe(self) -> None:
+        """Write something that nobody reads, and more of it than a posting: to see whether the disk takes it."""
+        with self._transaction():
+            self.db.execute("INSERT OR REPLACE INTO probe VALUES (0, zeroblob(?))", (PROBE_BYTES,))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Do what happens inside wholly or not at all; durable afterwards."""
+        self.db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.db.execute("COMMIT")
+        except BaseException:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
+            raise
 
     def verify(self, newest: int = -1) -> int:
         """Return the number of entries once the hash chain holds, over all or the newest of them.
@@ -300,11 +313,13 @@ def all_contracts(db: sqlite3.Connection, unreadable: Callable[[LedgerError], No
             unreadable(exc)
 
 
-def _is_damage(exc: sqlite3.Error | OSError) -> bool:
-    """Return whether the file itself is at fault, and not the disk or another process."""
-    # The low byte: the others only tell where SQLite stumbled.
-    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+def _what_to_do(exc: sqlite3.Error | OSError) -> str:
+    if isinstance(exc, OSError):
+        return "see to the disk and the folder that hold it"
+    if is_of_disk(exc):
+        return remedy_of(exc)
+    # Another process may hold it; only damage asks for more.
+    return WHAT_TO_DO if is_damage(exc) else "try again"
 
 
 def _row(fields: tuple[object, ...]) -> ContractRow:

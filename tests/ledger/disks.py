@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 SECTOR = 512
 _names = itertools.count()
+_CODES = {apsw.FullError: sqlite3.SQLITE_FULL, apsw.IOError: sqlite3.SQLITE_IOERR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +122,10 @@ class _Database:
         try:
             cursor = self._db.execute(sql, tuple(values))
         except apsw.Error as exc:
-            raise sqlite3.OperationalError(str(exc)) from exc
+            error = sqlite3.OperationalError(str(exc))
+            # The standard library's own sets it, too.
+            error.sqlite_errorcode = _CODES.get(type(exc), sqlite3.SQLITE_ERROR)
+            raise error from exc
         return _Cursor(cursor, self._db.total_changes() - before)
 
     def executescript(self, script: str) -> _Cursor:
