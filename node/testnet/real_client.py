@@ -6,16 +6,20 @@ Blocking, for threads: the faults come from outside, and so does the reader.
 import http.client
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from node.home import Home
-from node.testnet.network import Node
+from node.testnet.network import Node, TestnetError
 
 READ_S_MAX: Final = 120.0
 """Silence after which a stream counts as hanging: longer than anything that a requester waits for."""
+
+
+KNOWN_S_MAX: Final = 60.0
+_STEP_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +127,21 @@ def call(node: Node, path: str) -> dict[str, Any]:
         return found
     finally:
         connection.close()
+
+
+def wait_known(buyers: Sequence[Node], sellers: Sequence[Node]) -> None:
+    """Return when each buyer has heard what each seller offers.
+
+    Raises:
+        TestnetError: it has not within ``KNOWN_S_MAX``.
+    """
+    end = time.monotonic() + KNOWN_S_MAX
+    wanted = {node.peer_id for node in sellers}
+    for buyer in buyers:
+        while missing := wanted - {it["peer_id"] for it in call(buyer, "/api/v1/peers")["peers"] if it["models"]}:
+            if time.monotonic() > end:
+                raise TestnetError(f"{buyer.name} has not heard of {len(missing)} peers in {KNOWN_S_MAX:g} s")
+            time.sleep(_STEP_S)
 
 
 def _read(answer: http.client.HTTPResponse, told: Told, watch: Watch) -> None:

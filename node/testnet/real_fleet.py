@@ -21,15 +21,16 @@ ORPHAN_S_MAX: Final = 1.0
 _STEP_S: Final = 0.002
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Death:
-    """One SIGKILL of a daemon: when, and how long its last worker outlived it."""
+    """One SIGKILL of a daemon, and how long its last worker outlived it."""
 
+    name: str
     at: float
     """In ``time.monotonic`` seconds."""
-    workers: int
-    orphan_s: float
-    """``ORPHAN_S_MAX`` or more: workers were left behind, and had to be killed, too."""
+    workers: list[psutil.Process]
+    orphan_s: float = 0.0
+    """Known after ``bury``; ``ORPHAN_S_MAX`` or more: workers were left behind and had to be killed, too."""
 
 
 class Fleet:
@@ -98,19 +99,25 @@ class Fleet:
             return []
 
     def kill(self, name: str) -> Death:
-        """Kill a daemon with SIGKILL and see that its workers end with it; nobody kills those while they may."""
-        workers, process = self.workers(name), self.nodes[name].process()
-        at = time.monotonic()
+        """Kill a daemon with SIGKILL, and return at once; ``bury`` comes before its next start."""
+        process = self.nodes[name].process()
+        death = Death(name=name, workers=self.workers(name), at=time.monotonic())
         if process is not None:
             process.kill()
-            process.wait()
-        while (left := _alive(workers)) and time.monotonic() < at + ORPHAN_S_MAX:
-            time.sleep(_STEP_S)
-        death = Death(at=at, workers=len(workers), orphan_s=time.monotonic() - at)
-        for worker in left:
-            worker.kill()
         self.deaths.append(death)
         return death
+
+    def bury(self, death: Death) -> None:
+        """Wait for the end of a daemon and see that its workers end with it; nobody kills those while they may."""
+        process = self.nodes[death.name].process()
+        if process is not None:
+            process.wait()
+        gone_at = time.monotonic()
+        while (left := _alive(death.workers)) and time.monotonic() < gone_at + ORPHAN_S_MAX:
+            time.sleep(_STEP_S)
+        death.orphan_s = time.monotonic() - gone_at
+        for worker in left:
+            worker.kill()
 
     def start(self, name: str) -> Node:
         """Start a dead node again where it was, and return it when it is ready.

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from node.testnet.interrupts import Interrupts
 from node.testnet.network import Plan
-from node.testnet.real_client import Request, Told, order
-from node.testnet.real_fleet import Fleet
+from node.testnet.real_client import Request, Told, order, wait_known
+from node.testnet.real_fleet import Death, Fleet
 
 BASE_CONFIG = (Path(__file__).parents[2] / "configs" / "testnet.toml").read_text("utf-8")
-# Below this many providers that stand, an order might find nobody: that would be another test.
-STANDING_MIN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +28,7 @@ class Outcome:
     after: int
     """Pieces that the client had when it was struck."""
     verdict_s: float | None
-    """From the signal to the requester's word that this provider is passed over; None when all had come already."""
+    """From the signal to the requester's word that it passes this one over; None when all had come already."""
     gap_s: float
     """The longest silence that the client saw from the signal on."""
     told: Told
@@ -62,6 +60,8 @@ class Campaign:
         self.undisturbed: dict[Request, Told] = {}
         self.outcomes: dict[str, list[Outcome]] = {"kill": [], "freeze": []}
         self.too_late = 0
+        # With fewer providers that stand, an order might find nobody: that would be another test.
+        self.standing_min = min(len(fleet.providers) // 2, 3)
         self._rng = random.Random(seed)
         self._struck: set[str] = set()
         self._changed = threading.Condition()
@@ -70,12 +70,17 @@ class Campaign:
     def requester(self) -> str:
         return self.fleet.requesters[0]
 
+    @property
+    def _standing(self) -> int:
+        return len(self.fleet.providers) - len(self._struck)
+
     def run_undisturbed(self) -> None:
         """Order everything once, each from the next provider, before anybody is struck."""
-        names = self.fleet.providers
+        names, nodes = self.fleet.providers, self.fleet.nodes
+        wait_known([nodes[self.requester]], [nodes[name] for name in names])
         for number, request in enumerate(self.requests):
-            peer_id = self.fleet.nodes[names[number % len(names)]].peer_id
-            told = order(self.fleet.nodes[self.requester], request, on=peer_id)
+            peer_id = nodes[names[number % len(names)]].peer_id
+            told = order(nodes[self.requester], request, on=peer_id)
             assert told.complete, told
             self.undisturbed[request] = told
 
@@ -84,13 +89,11 @@ class Campaign:
         strike = self.kill_once if kind == "kill" else self.freeze_once
         while len(self.outcomes[kind]) < count:
             with self._changed:
-                standing = self._changed.wait_for(
-                    lambda: len(self.fleet.providers) - len(self._struck) >= STANDING_MIN, timeout=120
-                )
+                standing = self._changed.wait_for(lambda: self._standing > self.standing_min, timeout=120)
                 assert standing, f"struck for two minutes: {self._struck}"
             outcome = strike()
             with self._changed:
-                if outcome is None or outcome.verdict_s is None and outcome.told.complete:
+                if outcome is None or (outcome.verdict_s is None and outcome.told.complete):
                     self.too_late += 1
                     assert self.too_late <= 50, outcome
                 else:
@@ -101,7 +104,7 @@ class Campaign:
 
         def hit(name: str) -> float:
             death = self.fleet.kill(name)
-            threading.Thread(target=self._bring_back, args=(name,), daemon=True).start()
+            threading.Thread(target=self._bring_back, args=(death,), daemon=True).start()
             return death.at
 
         return self._strike(hit)
@@ -132,7 +135,7 @@ class Campaign:
                 return
             name = self.fleet.node(told.peer_id).name
             with self._changed:
-                if name in self._struck:
+                if name in self._struck or self._standing <= self.standing_min:
                     return
                 self._struck.add(name)
             hits.append((name, hit(name), len(told.pieces)))
@@ -153,9 +156,10 @@ class Campaign:
             told=told,
         )
 
-    def _bring_back(self, name: str) -> None:
-        self.fleet.start_soon(name).join()
-        self._stands(name)
+    def _bring_back(self, death: Death) -> None:
+        self.fleet.bury(death)
+        self.fleet.start_soon(death.name).join()
+        self._stands(death.name)
 
     def _stands(self, name: str) -> None:
         with self._changed:

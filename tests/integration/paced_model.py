@@ -19,7 +19,7 @@ from tests.execution.tiny_model import SPECIAL, TEMPLATE
 
 NAME = "paced"
 CONTEXT_TOKENS = 1024
-HIDDEN, FEED_FORWARD, LAYERS, HEADS, HEAD_SIZE = 512, 1536, 6, 8, 64
+HIDDEN, FEED_FORWARD, LAYERS, HEADS, HEAD_SIZE = 384, 1024, 5, 6, 64
 # The byte tokens of ASCII alone, as ByteLevel writes them: every other byte would be half a character.
 ALPHABET = [*string.digits, *string.ascii_letters, *"!#$%&()*+,-./:;<=>?@[]^_{|}~", "Ġ", "Ċ"]
 VOCABULARY = len(ALPHABET) + len(SPECIAL)

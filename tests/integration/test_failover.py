@@ -31,7 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_client_sees_no_gap_when_providers_die_in_mid_stream(store: Path, tmp_path: Path, figure: Figure) -> None:
-    plan = make_plan(tmp_path, store, providers=4, dtype="fp32", models=(NAME,))
+    plan = make_plan(tmp_path, store, providers=3, dtype="fp32", models=(NAME,))
     with running(plan) as fleet:
         strike(fleet, figure, "failover (short)", orders=4, kills=3, freezes=(1,))
 
@@ -40,7 +40,7 @@ def test_client_sees_no_gap_when_providers_die_in_mid_stream(store: Path, tmp_pa
 def test_client_sees_no_gap_in_two_hundred_kills_and_fifty_freezes(
     store: Path, tmp_path: Path, figure: Figure
 ) -> None:
-    plan = make_plan(tmp_path, store, providers=6, dtype="fp32", models=(NAME,))
+    plan = make_plan(tmp_path, store, providers=8, dtype="fp32", models=(NAME,))
     with running(plan) as fleet:
         # Two lanes freeze: each waits most of the time, and an answer's text is compared in all three.
         strike(fleet, figure, "failover", orders=24, kills=200, freezes=(50, 50))
@@ -48,7 +48,7 @@ def test_client_sees_no_gap_in_two_hundred_kills_and_fifty_freezes(
 
 
 def strike(fleet: Fleet, figure: Figure, title: str, *, orders: int, kills: int, freezes: Sequence[int]) -> None:
-    campaign = Campaign(fleet, make_requests(NAME, orders, tokens=(100, 200), seed=orders), seed=kills)
+    campaign = Campaign(fleet, make_requests(NAME, orders, tokens=(80, 160), seed=orders), seed=kills)
     campaign.run_undisturbed()
     run_lanes(campaign, ("kill", kills), *(("freeze", count) for count in freezes))
     killed, frozen = campaign.outcomes["kill"], campaign.outcomes["freeze"]
