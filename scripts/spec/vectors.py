@@ -32,6 +32,7 @@ from protocol.task import GenerateInput, encode_input, encode_output, pack_token
 from scripts.spec import examples
 from scripts.spec.bundles import evidence
 from scripts.spec.edge_keys import edge_cases
+from scripts.spec.exposures import exposure
 from scripts.spec.proofs import equivocation
 from scripts.spec.settlements import settlement
 
@@ -375,6 +376,7 @@ FILES: Final[dict[str, Callable[[], Json]]] = {
     "evidence.json": evidence,
     "equivocation.json": equivocation,
     "settlement.json": settlement,
+    "exposure.json": exposure,
 }
 
 
