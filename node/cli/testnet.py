@@ -112,8 +112,9 @@ def kill(options: Globals, name: str, folder: Path | None) -> int:
 @click.option("--seeds", "count", type=click.IntRange(1), default=1, show_default=True, help="How many in a row.")
 @click.option("--scenario", "name", default="churn", show_default=True, help="What goes wrong; `all` runs each.")
 @click.option("--jobs", type=click.IntRange(1), help="Orders in a run; else what the scenario says.")
+@click.option("--real", is_flag=True, help="On daemons, with the demo's model; signals stand for faults.")
 @pass_globals
-def simulate(options: Globals, seed: int, count: int, name: str, jobs: int | None) -> int:
+def simulate(options: Globals, seed: int, count: int, name: str, jobs: int | None, *, real: bool) -> int:
     """Run nodes in virtual time under faults drawn from a seed; ends with 1 at the first broken rule."""
     import logging
 
@@ -123,6 +124,13 @@ def simulate(options: Globals, seed: int, count: int, name: str, jobs: int | Non
 
     if name != "all" and name not in SCENARIOS:
         raise CliError(f"expected a scenario of {', '.join(SCENARIOS)} or all, got {name}", Exit.USAGE)
+    if real:
+        from node.cli.testnet_real import simulate_real
+        from node.models.import_demo import DEMO_MODEL
+
+        plan = make_plan(default_folder(), 2, 1, models=(DEMO_MODEL,))
+        scenarios = list(SCENARIOS.values()) if name == "all" else [SCENARIOS[name]]
+        return simulate_real(options, plan, scenarios, range(seed, seed + count), jobs=jobs)
     # What nodes log of faults is no news here.
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

@@ -132,8 +132,7 @@ class _Run:
             arrival = waiting.get()
             try:
                 self._carry(arrival)
-            # A thread's edge: an order whose thread died would be waited for without end.
-            except Exception as exc:
+            except Exception as exc:  # the edge of one order: its end would be waited for for ever
                 self.report.faults.append(f"an order ended with {exc!r}")
             self._settled.put(None)
 
