@@ -153,6 +153,6 @@ MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (expired_advert_used, "churn", 1),
     (replayed_contract_taken, "liars", 1),
     (voucher_above_meter_taken, "liars", 1),
-    (open_offer_not_waited_for, "crashes", 31),
+    (open_offer_not_waited_for, "crashes", 51),
     (interrupted_contract_left_open, "crashes", 1),
 )
