@@ -31,6 +31,8 @@ from node.market.own_advert import OwnAdvert
 from node.market.party import Party
 from node.market.provider import Provider
 from node.market.requester import Requester
+from node.market.settlement import means_of
+from node.market.settlement_exchange import Settler
 from node.models.store import ModelStore
 from node.net.interface import Network
 from node.net.libp2p.network import LibP2pNetwork
@@ -138,6 +140,13 @@ class _Daemon:
             config=config.market,
             look_up=self._discovery.look_up,
         )
+        self._settler = Settler(
+            party,
+            net,
+            means_of(config.market),
+            every_s=config.market.settle_every_s,
+            on_settled=self._admission.settled,
+        )
         rooms = Rooms(
             config=config,
             party=party,
@@ -160,6 +169,7 @@ class _Daemon:
         self._requester.spending.remember(standings)
         self._discovery.attach()
         self._provider.attach(self._net)
+        self._settler.attach()
 
     async def start(self, nursery: trio.Nursery, token: str) -> None:
         """Start the other rooms in ``nursery``; return when all are ready. The API answers long before that."""
@@ -169,11 +179,14 @@ class _Daemon:
             market=self._requester,
             view=self._view,
             connect=self._net.dial,
+            settle=self._settler.settle,
             shutdown=nursery.cancel_scope.cancel,
             metrics=self._party.metrics,
             scrape=self._scrape,
         )
         nursery.start_soon(self._party.metrics.measure_lag)
+        nursery.start_soon(self._settler.run)
+        nursery.start_soon(self._follow_ledger)
         url = await nursery.start(serve_app, make_app(services), self._config.api.bind)
         async with trio.open_nursery() as starting:
             starting.start_soon(self._start_discovery, nursery)
@@ -203,6 +216,14 @@ class _Daemon:
         while True:
             await self._pool.wait_change()
             self._count_places()
+            self._advert_changed()
+
+    async def _follow_ledger(self) -> None:
+        """Show when the ledger's disk refuses, and when it is back: nothing new is begun meanwhile."""
+        health = self._party.ledger.health
+        while True:
+            await health.wait_change()
+            self._view.checks["ledger"] = health.fault or OK
             self._advert_changed()
 
     def _count_places(self) -> None:

@@ -63,7 +63,7 @@ class DaemonView:
         """``started_at`` is in trio time."""
         self._rooms = rooms
         self._started_at = started_at
-        self.checks: dict[str, str] = {"network": STARTING, "worker": STARTING}
+        self.checks: dict[str, str] = {"network": STARTING, "worker": STARTING, "ledger": OK}
 
     async def status(self) -> StatusView:
         rooms = self._rooms
@@ -76,6 +76,7 @@ class DaemonView:
             network=rooms.config.p2p.network,
             role=rooms.config.node.role,
             ready=all(check == OK for check in self.checks.values()),
+            problems={name: check for name, check in self.checks.items() if check != OK},
             uptime_s=trio.current_time() - self._started_at,
             addresses=rooms.network.addresses,
             peers_connected=len(rooms.network.connected_peers()),

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from node.errors import NodeError, TransportError
+from node.errors import LedgerDiskError, NodeError, TransportError
 from node.market.order import (
     DeadlineError,
     JobFailedError,
@@ -20,10 +20,13 @@ from node.market.order import (
     PromptTooLongError,
     UnknownModelError,
 )
+from node.market.settlement import SettlementError
 from protocol.identity import peer_id_to_text
 
 CAPACITY_RETRY_S: Final = 2
 """Peers free a slot or gossip a new advert within seconds; SDKs retry a 503 by themselves and honour this."""
+DISK_RETRY_S: Final = 15
+"""The ledger tries its disk again about so often."""
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -145,6 +148,10 @@ def to_api_error(exc: NodeError) -> ApiError:
             return ApiError(str(exc), status=502, code="peer_failed", souk=Cause(cause=exc.code))
         case OrderError():
             return ApiError(str(exc), status=502, code="peer_failed")
+        case LedgerDiskError():
+            return ApiError(str(exc), status=503, code="disk", retry_after_s=DISK_RETRY_S)
+        case SettlementError():
+            return ApiError(str(exc), status=409, code="not_settled")
         case TransportError():
             return ApiError(str(exc), status=502, code="unreachable")
         case _:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import trio
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from node.api.daemon_view import OK, Rooms
 from node.execution.gpu_readings import GpuReading
@@ -48,6 +48,13 @@ class Scrape:
         yield build
         is_ready = all(check == OK for check in self._checks.values())
         yield GaugeMetricFamily("souk_ready", "1 when every check of /readyz is ok.", value=is_ready)
+        health = rooms.party.ledger.health
+        yield GaugeMetricFamily(
+            "souk_ledger_writable", "1 while the ledger's disk takes what is written.", value=health.fault is None
+        )
+        yield CounterMetricFamily(
+            "souk_ledger_write_failures", "Writes that the ledger's disk refused.", value=health.failures
+        )
         peers = GaugeMetricFamily("souk_peers", "Peers: connected, and known by their adverts.", labels=("state",))
         peers.add_metric(("connected",), len(rooms.network.connected_peers()))
         peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))

@@ -44,6 +44,8 @@ class StatusView(View, frozen=True, kw_only=True):
     network: str
     role: str
     ready: bool
+    problems: dict[str, str] = msgspec.field(default_factory=dict)
+    """What is not ok, and what to do: the checks of ``/readyz`` without those that are."""
     uptime_s: float
     addresses: tuple[str, ...]
     peers_connected: int

@@ -31,6 +31,7 @@ def _status_table(payload: Payload) -> str:
     return facts(
         [
             ("node", f"{payload.get('name')} ({state}), {payload.get('role')}, souk {payload.get('version')}"),
+            *((f"! {name}", text) for name, text in (payload.get("problems") or {}).items()),
             ("peer id", payload.get("peer_id")),
             ("network", payload.get("network")),
             ("up", duration(payload.get("uptime_s"))),

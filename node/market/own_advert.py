@@ -70,10 +70,15 @@ class OwnAdvert:
             devices=tuple(_claim(device) for device in self._executor.devices()[: limits.DEVICES_MAX]),
             offers=tuple(offers),
             slots_total=self._admission.slots,
-            slots_free=self._admission.slots_free(trio.current_time()),
+            slots_free=self._slots_free(),
             queue_ms=self._provider.queue_ms(),
             credit=credit_rule(self._config.market).limit(settled=0),
         )
+
+    def _slots_free(self) -> int:
+        if self._party.ledger.health.fault is not None:
+            return 0  # peers ask others first, and know us still when the disk is back
+        return self._admission.slots_free(trio.current_time())
 
 
 def _offer(model: ServedModel, prices: Prices) -> Offer:

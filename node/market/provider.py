@@ -9,8 +9,9 @@ from typing import Final
 import trio
 
 from node.config import MarketSection
-from node.errors import ExecutionError, JobRefusedError, LedgerError, NodeError, StreamLostError
+from node.errors import ExecutionError, JobRefusedError, LedgerDiskError, LedgerError, NodeError, StreamLostError
 from node.execution.interface import Executor, Prompt, ServedModel
+from node.ledger.ledger import PROBE_S
 from node.market.admission import Admission, Hold, Place, Refused
 from node.market.party import Line, Party
 from node.market.provider_job import Accepted, ProviderJob
@@ -102,6 +103,7 @@ class Provider:
 
     def _quote(self, ask: Signed[Ask]) -> Signed[Quote]:
         """Return a binding quote and hold a place for it. Raises: Refused, RemoteProtocolError."""
+        self._check_disk()
         wanted, now_ms, now = ask.message, self._party.now_ms(), trio.current_time()
         if wanted.provider != self._party.peer_id:
             raise RemoteProtocolError("ask: put to another provider", reason=Reason.SIGNER)
@@ -223,12 +225,17 @@ class Provider:
 
     async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
         self.jobs[contract_id] = job
+        is_cut = False
         try:
             await job.run(self._executor, self._vacate)
+        except LedgerError:
+            # Handed back by a reset stream. As after a crash of ours, no debt stays with the requester.
+            is_cut = True
+            raise
         finally:
             del self.jobs[contract_id]
             with self._busy_change():
-                self._admission.settle(contract_id, unpaid=job.unpaid, vouchered=job.vouchered)
+                self._admission.settle(contract_id, unpaid=0 if is_cut else job.unpaid, vouchered=job.vouchered)
 
     def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
         return self._admission.window_allowed(contract_id, owed, now=trio.current_time())
@@ -237,8 +244,20 @@ class Provider:
         with self._busy_change():
             self._admission.vacate(contract_id)
 
+    def _check_disk(self) -> None:
+        """Begin nothing that cannot be written down. Raises: Refused."""
+        try:
+            self._party.ledger.check_writable()
+        except LedgerDiskError as exc:
+            # Not the error's own text: where our files lie is nobody's business.
+            wait_ms = round(PROBE_S[1] * MS_PER_S)
+            raise Refused(
+                DeclineCode.FAILED, "the disk of this provider takes no contracts now", retry_after_ms=wait_ms
+            ) from exc
+
     def _check_terms(self, contract: Signed[Contract]) -> ServedModel:
         """Raises: Refused, with what would have been taken where that helps."""
+        self._check_disk()
         terms = contract.message
         model = self._model(ModelId(terms.model_id))
         _check_context(model, terms.tokens_out_max)

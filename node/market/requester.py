@@ -101,6 +101,9 @@ class Requester:
         try:
             own = self._own_model(order)
             role = "requester" if own is None else "local"
+            if own is None:
+                # Our own devices work without a contract, and so on a full disk, too.
+                self._party.ledger.check_writable()
             await self._carry_out(order, own, sink)
             state = "closed"
         except (OrderError, LedgerError) as exc:

@@ -32,6 +32,7 @@ SHAPES = [
             "network": "main",
             "role": "worker",
             "ready": True,
+            "problems": {},
             "uptime_s": 1.5,
             "addresses": ["/ip4/127.0.0.1/tcp/11501"],
             "peers_connected": 1,
