@@ -6,16 +6,19 @@ import trio
 
 from node.config import MarketSection
 from node.errors import ExecutionError, JobRefusedError
+from node.market.admission import Place
+from node.market.order import JobFailedError
 from node.market.party import Line
 from protocol.contract import Accept, Contract
 from protocol.framing import QUOTE_PROTOCOL, InputFrame
 from protocol.offer import Ask, Decline, Quote
 from protocol.signed import Signed, sign
+from protocol.states import ProviderState
 from protocol.task import GenerateInput, encode_input
-from protocol.units import NetworkId, UnixMs
+from protocol.units import MessageId, Microcredits, NetworkId, UnixMs
 from tests.fakes import Script, ScriptedExecutor, served_model, signer_of
 from tests.market.rogues import DATA, SALT, honest_contract, job_line
-from tests.market.world import Node, World
+from tests.market.world import Node, World, buy, order
 
 
 async def make_pair(world: World, executor: ScriptedExecutor | None = None, **market: int) -> tuple[Node, Node]:
@@ -334,3 +337,59 @@ async def test_job_runs_when_the_clocks_are_half_a_minute_apart(world: World) ->
     await trio.sleep(1)
     row = await provider.only_row()
     assert row.tokens_out > 0
+
+
+async def test_quote_is_declined_with_what_is_open_when_no_first_window_fits(world: World) -> None:
+    requester, provider = await make_pair(world, credit_new_peer=60)
+    provider.admission.take(
+        MessageId(bytes(32)),
+        Place(peer_id=requester.peer_id, reserve=Microcredits(50)),
+        quote_id=MessageId(bytes(32)),
+        now=trio.current_time(),
+    )
+    quote = await quote_to(requester, provider, ask_of(requester, provider))
+    assert isinstance(quote.message, Decline) and quote.message.code == "credit"
+    assert "0 µc are open and 50 µc reserved of 60 µc; settle what is open" in quote.message.message
+    provider.admission.settle(MessageId(bytes(32)), unpaid=0)
+
+
+async def test_promises_use_a_peers_credit_up_until_they_are_settled_or_forgiven(world: World) -> None:
+    requester, provider = await make_pair(world)
+    world.introduce(requester, provider)
+    limit = provider.market.credit_new_peer
+    await buy(requester, order(tokens=40))
+    await trio.sleep(1)
+    promised = (await provider.only_row()).vouchered
+    assert (
+        promised > 0 and provider.admission.credit_left(requester.peer_id, trio.current_time()) == limit - promised
+    )
+    await world.stop(provider)
+    provider = await world.node("p", executor=ScriptedExecutor())
+    assert provider.admission.credit_left(requester.peer_id, trio.current_time()) == limit - promised
+    provider.admission.settled(requester.peer_id, promised)
+    assert provider.admission.credit_left(requester.peer_id, trio.current_time()) == limit + promised // 2
+
+
+async def test_debt_is_forgiven_after_its_days_while_the_node_runs(world: World) -> None:
+    requester, provider = await make_pair(world, forgive_after_days=2)
+    world.introduce(requester, provider)
+    await buy(requester, order(tokens=40))
+    left = provider.admission.credit_left(requester.peer_id, trio.current_time())
+    await trio.sleep(2 * 24 * 3_600 - 60)
+    assert provider.admission.credit_left(requester.peer_id, trio.current_time()) == left
+    await trio.sleep(3_700)
+    assert (
+        provider.admission.credit_left(requester.peer_id, trio.current_time()) == provider.market.credit_new_peer
+    )
+
+
+async def test_answer_is_cut_when_promises_reach_the_peers_limit(world: World) -> None:
+    requester, provider = await make_pair(world, credit_new_peer=70, voucher_window_tokens=4, price_in=0)
+    world.introduce(requester, provider)
+    bought = await buy(requester, order(tokens=400, path="quote"))
+    assert isinstance(bought.error, JobFailedError)
+    row = await provider.only_row()
+    assert row.state is ProviderState.UNPAID and row.metered == row.vouchered
+    # 0.8 µc a token: the next window of four would have gone beyond.
+    assert 70 - 4 <= row.metered <= 70
+    assert row.tokens_out == len(bought.text.split())
