@@ -33,8 +33,12 @@ def store(tmp_path: Path) -> Iterator[LedgerStore]:
     store.close()
 
 
-def aged(number: int, state: ProviderState | RequesterState, hours: float, **sums: int) -> ContractRow:
-    return replace(row(number, state, **sums), at_ms=UnixMs(NOW_MS - round(hours * HOUR_MS)))
+def aged(
+    number: int, state: ProviderState | RequesterState, hours: float, *, metered: int, vouchered: int
+) -> ContractRow:
+    return replace(
+        row(number, state, metered=metered, vouchered=vouchered), at_ms=UnixMs(NOW_MS - round(hours * HOUR_MS))
+    )
 
 
 def closing(number: int, verdict: str) -> Entry:
