@@ -85,7 +85,7 @@ def test_proof_readers_raise_one_class_when_fed_mutants(run: str, count: int, fi
     ordeal.run((texts[turn % len(texts)].variant() for turn in range(count)), verify_proof_untrusted)
     pairs = Ordeal("pairs of envelopes", ordeal.seed)
     for place, (first, _second) in enumerate(raws):
-        mutants = (seconds[place].on_bytes() for _ in range(count // 4))
+        mutants = (seconds[place].on_bytes() for _ in range(count // 20))
         pairs.run(mutants, lambda raw, first=first: contradiction_untrusted(first, raw))  # type: ignore[misc]
     pairs.verdict()
     figure("decoders: equivocation proofs", ordeal.verdict())

@@ -35,6 +35,12 @@ each_run = pytest.mark.parametrize(
     ids=["gate", "deep"],
 )
 
+each_hint = pytest.mark.parametrize(
+    ("run", "count"),
+    [pytest.param("gate", 20_000), pytest.param("deep", 200_000, marks=pytest.mark.deep)],
+    ids=["gate", "deep"],
+)
+
 # As large as a client makes them: a long conversation that has been continued once.
 LONG_INPUT = encode_input(
     GenerateInput(
@@ -89,9 +95,8 @@ def test_frame_reader_raises_one_class_when_fed_mutants(run: str, count: int, fi
             decode_input_untrusted,
         ),
         ("task output", tuple(map(encode_output, examples.OUTPUTS)), decode_output_untrusted),
-        ("model manifest", (MANIFEST,), decode_manifest_untrusted),
     ],
-    ids=["input", "output", "manifest"],
+    ids=["input", "output"],
 )
 def test_reader_of_data_raises_one_class_when_fed_mutants(
     run: str,
@@ -117,6 +122,13 @@ def test_reader_of_a_long_input_raises_one_class_when_fed_mutants(run: str, coun
     ordeal = Ordeal("long task input", f"long/{run}")
     ordeal.run(both(MsgpackMutator(ordeal.seed, LONG_INPUT), count), decode_input_untrusted)
     figure(f"decoders: task input of {len(LONG_INPUT)} bytes", ordeal.verdict())
+
+
+@each_hint
+def test_manifest_reader_raises_one_class_when_fed_mutants(run: str, count: int, figure: Figure) -> None:
+    ordeal = Ordeal("model manifests", f"manifests/{run}")
+    ordeal.run(both(MsgpackMutator(ordeal.seed, MANIFEST), count), decode_manifest_untrusted)
+    figure("decoders: model manifests", ordeal.verdict())
 
 
 class Rules:
@@ -149,11 +161,7 @@ class Rules:
         self.directory.hear_untrusted(raw, examples.NOW_MS)
 
 
-@pytest.mark.parametrize(
-    ("run", "count"),
-    [("gate", 20_000), pytest.param("deep", 200_000, marks=pytest.mark.deep)],
-    ids=["gate", "deep"],
-)
+@each_hint
 @pytest.mark.parametrize("name", ["DHT record", "heard advert"])
 def test_adverts_of_strangers_raise_one_class_when_they_are_mutants(
     run: str, count: int, name: str, figure: Figure
