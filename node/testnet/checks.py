@@ -248,6 +248,13 @@ class Checks:
         before = file.meters.get(meter["number"] - 1)
         self._require(meter["number"] == len(file.meters) + 1, "meter out of order", file)
         self._require(before is None or before["cumulative"] <= meter["cumulative"], "meter decreases", file)
+        elapsed_ms = int((trio.current_time() - file.sent_at) * 1000) + DURATION_SLACK_MS
+        self._require(
+            meter["duration_ms"] <= elapsed_ms,
+            "meter above the time that passed",
+            file,
+            f"{meter['duration_ms']} ms within {elapsed_ms} ms",
+        )
         owed = file.cost(file.tokens_sent, meter["duration_ms"])
         self._require(
             meter["cumulative"] <= owed,

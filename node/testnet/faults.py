@@ -3,7 +3,9 @@
 Faults come at random moments until ``run`` is over; then everything that was broken is mended.
 """
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,29 +23,30 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.crashes = 0
-        self.partitions = 0
+        self.count: Counter[str] = Counter()
+        """What was broken, by kind; a one-way partition is a partition, too."""
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Break things for the time that the scenario says, and mend them; ``nursery`` holds restarted nodes."""
         world, scenario = self._world, self._world.scenario
         rates = {
-            self._crash: scenario.crashes,
-            self._cut_power: scenario.power_cuts,
-            self._part: scenario.partitions,
-            self._glitch: scenario.glitches,
-            self._slow_disk: scenario.slow_disks,
-            self._slow_links_down: scenario.slow_links,
-            self._kill_worker: scenario.worker_deaths,
-            self._hang_worker: scenario.worker_hangs,
-            self._jump_clock: scenario.clock_jumps,
+            "crash": (self._crash, scenario.crashes),
+            "power-cut": (self._cut_power, scenario.power_cuts),
+            "partition": (self._part, scenario.partitions),
+            "glitch": (self._glitch, scenario.glitches),
+            "reset": (self._reset, scenario.resets),
+            "slow-disk": (self._slow_disk, scenario.slow_disks),
+            "slow-links": (self._slow_links_down, scenario.slow_links),
+            "worker-death": (self._kill_worker, scenario.worker_deaths),
+            "worker-hang": (self._hang_worker, scenario.worker_hangs),
+            "clock-jump": (self._jump_clock, scenario.clock_jumps),
         }
         with trio.move_on_at(scenario.faults_s):
             await trio.sleep_until(FIRST_ORDER_S)
             async with trio.open_nursery() as kinds:
-                for fault, per_minute in rates.items():
+                for kind, (fault, per_minute) in rates.items():
                     if per_minute:
-                        kinds.start_soon(self._repeat, fault, per_minute, nursery)
+                        kinds.start_soon(self._repeat, kind, fault, per_minute, nursery)
         for node in world.nodes:
             node.disk.slow = False
             if node.rooms is not None:
@@ -57,15 +60,18 @@ class Faults:
 
     async def _repeat(
         self,
+        kind: str,
         fault: Callable[[random.Random, trio.Nursery], Awaitable[None]],
         per_minute: float,
         nodes: trio.Nursery,
     ) -> None:
-        rng = self._world.rng("faults", fault.__name__)
+        # A generator for each fault: one that is left out changes nothing about the others.
+        gaps = self._world.rng("faults", kind)
         async with trio.open_nursery() as under_way:
-            while True:
-                await trio.sleep(rng.expovariate(per_minute / SECONDS_PER_MINUTE))
-                under_way.start_soon(fault, rng, nodes)
+            for number in itertools.count():
+                await trio.sleep(gaps.expovariate(per_minute / SECONDS_PER_MINUTE))
+                if self._world.takes(f"{kind}/{number}"):
+                    under_way.start_soon(fault, self._world.rng("faults", kind, number), nodes)
 
     def _note(self, what: str, detail: str) -> None:
         self._world.witness.note("world", f"fault {what}", detail=detail)
@@ -84,7 +90,7 @@ class Faults:
         node = self._node(rng)
         if node is None:
             return
-        self.crashes += 1
+        self.count["power cut" if silently else "kill"] += 1
         self._world.crash(node, silently=silently)
         await trio.sleep(rng.uniform(*self._world.scenario.down_s))
         if silently:
@@ -105,7 +111,8 @@ class Faults:
             for m, other in enumerate(nodes)
             if (n in half and m not in half) or (both_ways and m in half and n not in half)
         ]
-        self.partitions += 1
+        self.count["partition"] += 1
+        self.count["one-way partition"] += not both_ways
         names = ",".join(nodes[n].name for n in sorted(half))
         self._note("partition", f"{names} {'from' if both_ways else 'to'} the others")
         for link in links:
@@ -118,19 +125,32 @@ class Faults:
     async def _glitch(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         one, other = rng.sample(self._world.nodes, 2)
         self._note("glitch", f"{one.name} to {other.name}")
+        self.count["glitch"] += 1
         self._world.cuts[one.peer_id, other.peer_id] += 1
         await trio.sleep(rng.uniform(0.05, 0.6))
         self._world.cuts[one.peer_id, other.peer_id] -= 1
 
+    async def _reset(self, rng: random.Random, _nodes: trio.Nursery) -> None:
+        """Break a stream in use, if there is one."""
+        node = self._node(rng)
+        streams = [] if node is None or node.rooms is None else node.rooms.network.streams
+        if node is not None and streams:
+            self.count["reset"] += 1
+            self._note("reset", f"a stream of {node.name}")
+            rng.choice(streams).abandon()
+        await trio.lowlevel.checkpoint()
+
     async def _slow_disk(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         node = rng.choice(self._world.nodes)
         self._note("slow disk", node.name)
+        self.count["slow disk"] += 1
         node.disk.slow = True
         await trio.sleep(rng.uniform(2.0, 15.0))
         node.disk.slow = False
 
     async def _slow_links_down(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         self._note("slow links", "")
+        self.count["slow links"] += 1
         wire = self._world.fabric.wire
         wire.latency_s = (0.1, rng.uniform(0.3, 3.0))
         await trio.sleep(rng.uniform(2.0, 10.0))
@@ -140,6 +160,7 @@ class Faults:
         node = self._node(rng)
         if node is not None and node.rooms is not None and node.serves:
             self._note("worker dies", node.name)
+            self.count["worker death"] += 1
             node.rooms.workers.die()
         await trio.lowlevel.checkpoint()
 
@@ -147,6 +168,7 @@ class Faults:
         node = self._node(rng)
         if node is not None and node.rooms is not None and node.serves:
             self._note("worker hangs", node.name)
+            self.count["worker hang"] += 1
             node.rooms.workers.hangs += 1
         await trio.lowlevel.checkpoint()
 
@@ -154,6 +176,7 @@ class Faults:
         node = rng.choice(self._world.nodes)
         jump_s = rng.uniform(-CLOCK_JUMP_S, CLOCK_JUMP_S)
         self._note("clock jumps", f"{node.name} by {jump_s:.0f} s")
+        self.count["clock jump"] += 1
         node.clock.skew_s += jump_s
         try:
             await trio.sleep(rng.uniform(5.0, 30.0))

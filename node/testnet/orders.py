@@ -42,6 +42,11 @@ class OrderFile:
     done: trio.Event = field(default_factory=trio.Event)
 
     @property
+    def item(self) -> str:
+        """Its name among what a run consists of."""
+        return f"order/{self.number}"
+
+    @property
     def due_at(self) -> float:
         return self.placed_at + self.order.deadline_s
 
@@ -53,8 +58,12 @@ def draw_orders(world: World, count: int) -> list[tuple[float, OrderFile]]:
     orders = []
     for number in range(count):
         node = rng.choice([it for it in world.nodes if not it.serves or (it.lie is None and rng.random() < 0.3)])
-        deadline_s = PROBE_DEADLINE_S if world.scenario.must_finish else None
-        file = OrderFile(number=number, node=node, order=_draw_order(rng, number, deadline_s=deadline_s))
+        order = (
+            _draw_order(rng, number, deadline_s=PROBE_DEADLINE_S)
+            if world.scenario.must_finish
+            else _draw_order(rng, number, deadlines_s=world.scenario.deadline_s)
+        )
+        file = OrderFile(number=number, node=node, order=order)
         if rng.random() < CANCELS:
             file.cancel_after_s = rng.uniform(0.05, 5.0)
         file.must_finish = world.scenario.must_finish and file.cancel_after_s is None
@@ -73,7 +82,14 @@ def probes(world: World, first_number: int) -> list[OrderFile]:
     return files
 
 
-def _draw_order(rng: random.Random, number: int, *, deadline_s: float | None = None) -> Order:
+def _draw_order(
+    rng: random.Random,
+    number: int,
+    *,
+    deadline_s: float | None = None,
+    deadlines_s: tuple[float, float] = (0.0, 0.0),
+) -> Order:
+    """Return an order that has to be filled by ``deadline_s``, or one that may fail, with a drawn deadline."""
     # A provider may rightly refuse what was not asked for: a fast order that has to be filled would prove nothing.
     paths: tuple[Path, ...] = ("auto", "auto", "quote") if deadline_s else ("auto", "auto", "fast", "quote")
     return Order(
@@ -83,7 +99,7 @@ def _draw_order(rng: random.Random, number: int, *, deadline_s: float | None = N
         tokens_out_max=rng.randint(1, 200),
         where="remote",
         path=rng.choice(paths),
-        deadline_s=rng.uniform(15.0, 90.0) if deadline_s is None else deadline_s,
+        deadline_s=rng.uniform(*deadlines_s) if deadline_s is None else deadline_s,
     )
 
 

@@ -62,13 +62,17 @@ class ScriptedWorkers:
         serves: bool,
         on_start: Callable[[str, int], None],
         on_token: Callable[[str], None],
+        on_held: Callable[[int], None],
     ) -> None:
-        """``on_start`` hears (job key, tokens allowed) of each job that computes, ``on_token`` each token."""
+        """``on_start`` hears (job key, tokens allowed) of each job that computes, ``on_token`` each token.
+
+        ``on_held`` hears how many jobs are in the worker whenever one more is.
+        """
         self._rng = rng
         self._slots = slots
         self._serves = serves
         self._free = trio.Semaphore(slots)
-        self._on_start, self._on_token = on_start, on_token
+        self._on_start, self._on_token, self._on_held = on_start, on_token, on_held
         self._prompts: dict[str, _Work] = {}
         self._running: dict[str, trio.CancelScope] = {}
         self._back_at = 0.0
@@ -118,6 +122,7 @@ class ScriptedWorkers:
         if model_id != MODEL_ID or tokens_in + tokens_out_max > CONTEXT_TOKENS:
             raise JobRefusedError(f"the context has {CONTEXT_TOKENS} tokens", code="context_exceeded")
         self._prompts[job_key] = _Work(task_input, tokens_in)
+        self._on_held(self.held)
         return Prompt(job_key=job_key, model_id=model_id, tokens_in=tokens_in)
 
     async def generate(

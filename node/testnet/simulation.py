@@ -18,6 +18,7 @@ from trio.testing import MockClock
 
 from node.testnet.checks import Violation
 from node.testnet.faults import Faults
+from node.testnet.lossy_wire import LossyWire
 from node.testnet.orders import OrderFile, draw_orders, place, probes
 from node.testnet.scenarios import Scenario
 from node.testnet.settled import check_settled
@@ -43,20 +44,45 @@ class Report:
     orders: Counter[str]
     """How many ended in each way."""
     contracts: int
-    crashes: int
-    partitions: int
+    moved: int
+    """Orders with more than one contract: what one provider left undone went on at another."""
+    faults: Counter[str]
+    """What was broken, by kind."""
+    packets: int
+    packets_lost: int
+    """Both are 0 where no packet is ever lost."""
+    skew_s: float
+    """How far the worst clock was off when the world began."""
+    last_end_s: float
+    """From the last fault to the end of the last order that was placed among faults."""
     virtual_s: float
     cpu_s: float
     trace: str
     violations: tuple[Violation, ...]
     history: tuple[Event, ...]
     """Of the job or contract of the first violation; empty without one."""
+    items: tuple[str, ...]
+    """The orders and faults that there were, for ``simulate``'s ``only``."""
+
+    @property
+    def crashes(self) -> int:
+        return self.faults["kill"] + self.faults["power cut"]
+
+    @property
+    def partitions(self) -> int:
+        return self.faults["partition"]
 
 
-def simulate(scenario: Scenario, seed: int, *, jobs: int | None = None) -> Report:
-    """Run a scenario with a seed and return what came of it; ``jobs`` replaces the scenario's number of orders."""
+def simulate(
+    scenario: Scenario, seed: int, *, jobs: int | None = None, only: frozenset[str] | None = None
+) -> Report:
+    """Run a scenario with a seed and return what came of it.
+
+    ``jobs`` replaces the scenario's number of orders; ``only`` names the orders and faults to keep.
+    """
     began = time.process_time()
-    world = World(scenario, seed)
+    world = World(scenario, seed, only)
+    skew_s = max(abs(node.clock.skew_s) for node in world.nodes)
     faults = Faults(world)
     files: list[OrderFile] = []
     count = scenario.jobs if jobs is None else jobs
@@ -66,21 +92,31 @@ def simulate(scenario: Scenario, seed: int, *, jobs: int | None = None) -> Repor
     finally:
         for node in world.nodes:
             node.disk.close()
-    checks = world.checks
+    checks, wire = world.checks, world.fabric.wire
     first = checks.violations[0] if checks.violations else None
     return Report(
         scenario=scenario.name,
         seed=seed,
         orders=Counter(file.outcome for file in files),
         contracts=len(checks.files),
-        crashes=faults.crashes,
-        partitions=faults.partitions,
+        moved=sum(file.contracts > 1 for file in files),
+        faults=faults.count,
+        packets=wire.sent if isinstance(wire, LossyWire) else 0,
+        packets_lost=wire.lost if isinstance(wire, LossyWire) else 0,
+        skew_s=skew_s,
+        last_end_s=_last_end_s(world, files, count),
         virtual_s=virtual_s,
         cpu_s=time.process_time() - began,
         trace=world.witness.trace,
         violations=tuple(checks.violations),
         history=() if first is None else tuple(world.witness.about(job=first.job, contract=first.contract)),
+        items=tuple(world.items),
     )
+
+
+def _last_end_s(world: World, files: list[OrderFile], jobs: int) -> float:
+    ended_at = [it.ended_at for it in files if it.number < jobs and it.outcome != "not_placed"]
+    return max([0.0, *(at - world.scenario.faults_s for at in ended_at)])
 
 
 @contextlib.contextmanager
@@ -102,6 +138,7 @@ async def _run(world: World, faults: Faults, files: list[OrderFile], jobs: int) 
         await nursery.start(world.fabric.run)
         nursery.start_soon(_stop_at_violation, world, nursery.cancel_scope)
         nursery.start_soon(_sample_tasks, world)
+        nursery.start_soon(world.settle)
         rng = world.rng("boot")
         for node in world.nodes:
             nursery.start_soon(world.live, node)
@@ -111,8 +148,9 @@ async def _run(world: World, faults: Faults, files: list[OrderFile], jobs: int) 
             troubles.start_soon(_place_orders, world, files, jobs)
         await trio.sleep(HEALING_S)
         for file in probes(world, jobs):
-            files.append(file)
-            place(world, file)
+            if world.takes(file.item):
+                files.append(file)
+                place(world, file)
         await _await_orders(world, files)
         await trio.sleep(SETTLING_S)
         check_settled(world)
@@ -137,8 +175,9 @@ async def _sample_tasks(world: World) -> None:
 async def _place_orders(world: World, files: list[OrderFile], jobs: int) -> None:
     for at, file in draw_orders(world, jobs):
         await trio.sleep_until(at)
-        files.append(file)
-        place(world, file)
+        if world.takes(file.item):
+            files.append(file)
+            place(world, file)
 
 
 async def _await_orders(world: World, files: list[OrderFile]) -> None:

@@ -235,6 +235,10 @@ class WatchedNetwork(MemoryNetwork):
     def topics(self) -> tuple[str, ...]:
         return tuple(self._topics)
 
+    @property
+    def streams(self) -> list[MemoryStream]:
+        return list(self._streams)
+
     async def publish(self, topic: str, data: bytes) -> None:
         self._witness.gossip(self._life, data)
         await super().publish(topic, data)

@@ -31,12 +31,13 @@ from node.net.memory_link import address_of
 from node.testnet.checks import Checks
 from node.testnet.disk import DiskHandle, SimulatedDisk
 from node.testnet.liars import PROVIDER_LIES, Lie, LyingParty
+from node.testnet.lossy_wire import LossyWire
 from node.testnet.replays import Replays
 from node.testnet.scenarios import Scenario
 from node.testnet.script import ScriptedWorkers
 from node.testnet.witness import Life, WatchedNetwork, Witness
 from protocol.envelope import network_id
-from protocol.units import MS_PER_S, PeerId, UnixMs
+from protocol.units import MS_PER_S, Microcredits, PeerId, UnixMs
 
 EPOCH_MS: Final = 1_800_000_000_000
 LATENCY_S: Final = (0.002, 0.04)
@@ -47,6 +48,9 @@ BOOTSTRAP_NODES: Final = 2
 WORK_MAX: Final = 1024
 UNBOUNDED: Final = 10**12
 """µc: more than all jobs of a world cost together."""
+CREDIT: Final = 60_000
+"""µc: less than an answer of the dearest provider may cost, so that it pauses for vouchers."""
+SETTLING_PERIOD_S: Final = 2.0
 NETWORK: Final = network_id({"name": "simulation"})
 
 
@@ -127,9 +131,13 @@ class SimulatedNode:
 class World:
     """All nodes, and what connects them."""
 
-    def __init__(self, scenario: Scenario, seed: int) -> None:
+    def __init__(self, scenario: Scenario, seed: int, only: frozenset[str] | None = None) -> None:
+        """``only`` names the orders and faults that the run consists of; None takes all that the seed draws."""
         self.scenario = scenario
         self.seed = seed
+        self._only = only
+        self.items: list[str] = []
+        """The orders and faults that there were."""
         self.over = trio.Event()
         """Set at the first violation: what follows it explains nothing."""
         self.witness = Witness()
@@ -142,11 +150,22 @@ class World:
             gossip_loss=scenario.gossip_loss,
             is_cut=lambda source, target: self.cuts[source, target] > 0,
         )
+        if scenario.packet_loss:
+            self.fabric.wire = LossyWire(
+                seed, latency_s=LATENCY_S, is_cut=self.fabric.wire.is_cut, loss=scenario.packet_loss
+            )
         self.nodes = [self._make_node(*kind) for kind in _kinds(scenario)]
 
     def rng(self, *names: object) -> random.Random:
         """Return a generator of its own for each purpose: one draw more does not change the others."""
         return random.Random("/".join(map(str, (self.seed, *names))))
+
+    def takes(self, item: str) -> bool:
+        """Return whether this order or fault belongs to the run, and note it."""
+        if self._only is not None and item not in self._only:
+            return False
+        self.items.append(item)
+        return True
 
     def _make_node(self, name: str, serves: bool, lie: Lie | None, is_stranger: bool) -> SimulatedNode:
         rng, scenario = self.rng(name), self.scenario
@@ -167,9 +186,9 @@ class World:
                     price_in=rng.choice((0, 200_000)),
                     price_out=rng.choice((800_000, 50_000_000, 200_000_000)),
                     price_per_s=rng.choice((0, 0, 7)),
-                    # Nobody settles here, so promises only add up: what bounds them has a test of its own.
-                    credit_new_peer=UNBOUNDED,
-                    credit_peer_max=UNBOUNDED,
+                    # What bounds the loss has a test of its own.
+                    credit_new_peer=CREDIT,
+                    credit_peer_max=CREDIT,
                     credit_pool_new=UNBOUNDED,
                     spend_new_peer=UNBOUNDED,
                     spend_peer_max=UNBOUNDED,
@@ -214,6 +233,18 @@ class World:
         if life.alive or not isinstance(group, ExceptionGroup) or group.split(LedgerError)[1] is not None:
             self.checks.fail("a node ended by itself", "".join(traceback.format_exception(group)))
 
+    async def settle(self) -> None:
+        """Pay what was promised under contracts that are over, now and then, as operators do outside of souk."""
+        while True:
+            await trio.sleep(SETTLING_PERIOD_S)
+            for node in self.nodes:
+                if node.inbox is None or node.rooms is None or not node.serves:
+                    continue
+                promised = "SELECT peer_id, SUM(vouchered) FROM contract WHERE role = 'provider' AND state NOT IN"
+                running = "('formed', 'running', 'paused_unpaid', 'finished')"
+                for peer_id, total in node.disk.db.execute(f"{promised} {running} GROUP BY peer_id").fetchall():
+                    node.rooms.admission.settled(PeerId(peer_id), Microcredits(total))
+
     def crash(self, node: SimulatedNode, *, silently: bool = False) -> None:
         """End an incarnation as a kill does; ``silently`` as a power cut does: no peer hears of it."""
         assert node.rooms is not None
@@ -244,6 +275,7 @@ class World:
             serves=node.serves,
             on_start=lambda key, allowed: self.checks.started(node.peer_id, key, allowed) if life.alive else None,
             on_token=self.checks.made,
+            on_held=lambda held: self._check_held(node, life, held),
         )
         market = node.config.market
         admission = Admission(market)
@@ -266,6 +298,11 @@ class World:
             discovery=discovery,
             requester=requester,
         )
+
+    def _check_held(self, node: SimulatedNode, life: Life, held: int) -> None:
+        places = self.scenario.slots + node.config.market.queue_max
+        if life.alive and held > places:
+            self.checks.fail("more jobs taken than there are places", f"{node.name} holds {held}, has {places}")
 
     def _make_party(self, node: SimulatedNode, disk: DiskHandle, rng: random.Random) -> Party:
         ledger = Ledger(Path(f"{node.name}.db"), disk)

@@ -9,6 +9,7 @@ from node.cli.exits import CliError
 from node.cli.testnet import default_folder, make_plan
 from node.testnet.network import Network, Node
 from tests.cli.fakes import souk
+from tests.testnet.mutants import accepted_before_fsync
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_simulate_tells_what_came_of_a_seed() -> None:
     report = json.loads(ran.out)
     assert report["seed"] == 3 and report["violations"] == [] and len(report["trace"]) == 64
     assert report["orders"]["finished"] >= 3, "two orders, and one more of each requester when all has settled"
+
+
+@pytest.mark.slow
+def test_simulate_shows_the_shortest_history_when_a_rule_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted_before_fsync(monkeypatch)
+    ran = souk("-o", "json", "testnet", "simulate", "--scenario", "calm", "--seed", "3", "--seeds", "9")
+    assert ran.code == 1 and "looking for a shorter run" in ran.err
+    first, shortest = (json.loads(part + "}") for part in ran.out.split("\n}\n") if part)
+    assert first["violations"] and len(shortest["items"]) == 1
+    assert shortest["history"] and shortest["seed"] == 3
+    again = souk("-o", "json", *shortest["again"].split()[1:])
+    assert again.code == 1 and json.loads(again.out)["trace"] == shortest["trace"]
 
 
 def test_simulate_names_the_scenarios_when_it_knows_no_such() -> None:

@@ -1,5 +1,6 @@
 """Faults put into the node on purpose: whoever judges a simulation has to see each of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -13,12 +14,17 @@ from node.discovery.directory import Directory, Listing
 from node.ledger.entries import ContractRow, Entry
 from node.ledger.ledger import Ledger, _Posting
 from node.ledger.store import LedgerStore
+from node.market import provider
 from node.market.admission import Admission
 from node.market.party import Party, S
+from node.market.provider_job import ProviderJob
 from node.market.requester_job import RequesterJob
+from node.testnet.campaign import run_quietly
+from protocol import limits
 from protocol.account import ProviderAccount, RequesterAccount
 from protocol.advert import Advert
 from protocol.contract import Contract
+from protocol.errors import RemoteProtocolError
 from protocol.receipt import Receipt
 from protocol.signed import Signed
 from protocol.units import MessageId, Microcredits, UnixMs
@@ -27,11 +33,33 @@ from protocol.voucher import Meter, Voucher
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def send_before_store(patch: pytest.MonkeyPatch) -> None:
-    async def post(self: Ledger, *entries: Entry, row: ContractRow | None = None) -> None:
-        await self._send.send(_Posting(entries, row))
+def not_waited_for(patch: pytest.MonkeyPatch, kind: str) -> None:
+    """Let a posting with our own message of this kind be on its way when the message is sent."""
+    post = Ledger.post
 
-    patch.setattr(Ledger, "post", post)
+    async def post_or_not(self: Ledger, *entries: Entry, row: ContractRow | None = None) -> None:
+        if any(entry.envelope.kind == kind and entry.envelope.signer != entry.peer_id for entry in entries):
+            await self._send.send(_Posting(entries, row))
+        else:
+            await post(self, *entries, row=row)
+
+    patch.setattr(Ledger, "post", post_or_not)
+
+
+def accepted_before_fsync(patch: pytest.MonkeyPatch) -> None:
+    not_waited_for(patch, "accept")
+
+
+def paid_before_recorded(patch: pytest.MonkeyPatch) -> None:
+    not_waited_for(patch, "voucher")
+
+
+def metered_before_recorded(patch: pytest.MonkeyPatch) -> None:
+    not_waited_for(patch, "meter")
+
+
+def offered_before_recorded(patch: pytest.MonkeyPatch) -> None:
+    not_waited_for(patch, "contract")
 
 
 def meter_not_compared(patch: pytest.MonkeyPatch) -> None:
@@ -54,29 +82,30 @@ def receipt_not_checked(patch: pytest.MonkeyPatch) -> None:
 
 
 def place_kept_on_cancel(patch: pytest.MonkeyPatch) -> None:
-    vacate = Admission.vacate
+    vacate, settle = Admission.vacate, Admission.settle
 
     def vacate_unless_cancelled(self: Admission, contract_id: MessageId) -> None:
         if trio.current_effective_deadline() > trio.current_time():
             vacate(self, contract_id)
 
-    def settle(self: Admission, contract_id: MessageId, *, unpaid: int) -> None:
-        place = self._reserves.pop(contract_id, None)
-        if place is not None and unpaid > 0:
-            self._unpaid[place.peer_id] = self._unpaid.get(place.peer_id, 0) + unpaid
+    def settle_only(self: Admission, contract_id: MessageId, **ends: int) -> None:
+        is_running = contract_id in self._running
+        settle(self, contract_id, **ends)
+        if is_running:
+            self._running.add(contract_id)
 
     patch.setattr(Admission, "vacate", vacate_unless_cancelled)
-    patch.setattr(Admission, "settle", settle)
+    patch.setattr(Admission, "settle", settle_only)
 
 
 def reserve_kept_when_unpaid(patch: pytest.MonkeyPatch) -> None:
     settle = Admission.settle
 
-    def settle_if_paid(self: Admission, contract_id: MessageId, *, unpaid: int) -> None:
-        if unpaid:
+    def settle_if_paid(self: Admission, contract_id: MessageId, **ends: int) -> None:
+        if ends["unpaid"]:
             self.vacate(contract_id)
         else:
-            settle(self, contract_id, unpaid=0)
+            settle(self, contract_id, **ends)
 
     patch.setattr(Admission, "settle", settle_if_paid)
 
@@ -130,6 +159,43 @@ def voucher_above_meter_taken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProviderAccount, "voucher_untrusted", voucher_untrusted)
 
 
+def lower_voucher_taken(patch: pytest.MonkeyPatch) -> None:
+    take = ProviderAccount.voucher_untrusted
+
+    def voucher_untrusted(self: ProviderAccount, voucher: Voucher) -> None:
+        kept, self.vouchered = self.vouchered, Microcredits(0)
+        try:
+            take(self, voucher)
+        except RemoteProtocolError:
+            self.vouchered = kept
+            raise
+
+    patch.setattr(ProviderAccount, "voucher_untrusted", voucher_untrusted)
+
+
+def queue_without_bound(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        Admission, "queue_max", property(lambda _self: 1_000, lambda _self, _wanted: None), raising=False
+    )
+
+
+def input_waited_for_forever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(provider, "FIRST_WORD_S", math.inf)
+    patch.setattr(provider, "INPUT_WAIT_S", math.inf)
+
+
+def payment_waited_for_forever(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(limits, "VOUCHER_WAIT_MS_MAX", 1_000_000_000)
+    patch.setattr(limits, "CLOSING_WAIT_MS_MAX", 1_000_000_000)
+
+
+def work_timed_by_wall_clock(patch: pytest.MonkeyPatch) -> None:
+    def elapsed_ms(self: ProviderJob) -> int:
+        return max(self._party.now_ms() - self.accepted_at_ms, 0)
+
+    patch.setattr(ProviderJob, "_elapsed_ms", elapsed_ms)
+
+
 def open_offer_not_waited_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(RequesterJob, "_offer_open_s", lambda _self: 0.0)
 
@@ -143,7 +209,10 @@ def interrupted_contract_left_open(patch: pytest.MonkeyPatch) -> None:
 
 # The scenario, a seed that shows the fault, and the rule that sees it.
 MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
-    (send_before_store, "calm", 1),
+    (accepted_before_fsync, "calm", 1),
+    (paid_before_recorded, "calm", 1),
+    (metered_before_recorded, "calm", 1),
+    (offered_before_recorded, "calm", 1),
     (meter_not_compared, "liars", 8),
     (receipt_not_checked, "liars", 3),
     (place_kept_on_cancel, "crashes", 1),
@@ -153,6 +222,22 @@ MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (expired_advert_used, "churn", 1),
     (replayed_contract_taken, "liars", 1),
     (voucher_above_meter_taken, "liars", 1),
-    (open_offer_not_waited_for, "crashes", 51),
+    (lower_voucher_taken, "liars", 1),
+    (queue_without_bound, "overload", 1),
+    (input_waited_for_forever, "storm", 1),
+    (payment_waited_for_forever, "storm", 1),
+    (work_timed_by_wall_clock, "storm", 1),
+    (open_offer_not_waited_for, "storm", 1),
     (interrupted_contract_left_open, "crashes", 1),
 )
+
+
+def find(number: int, seeds: int) -> tuple[int, str] | None:
+    """Return the first seed that shows the mutant, and the rule that it breaks; for a process of its own."""
+    plant, name, _seed = MUTANTS[number]
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        for seed in range(1, seeds + 1):
+            if violations := run_quietly(name, seed).violations:
+                return seed, violations[0].rule
+    return None
