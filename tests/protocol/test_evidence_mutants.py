@@ -24,7 +24,7 @@ Figure = Callable[[str, str], None]
 pytestmark = pytest.mark.slow
 each_run = pytest.mark.parametrize(
     ("run", "count"),
-    [pytest.param("gate", 10_000), pytest.param("deep", 100_000, marks=pytest.mark.deep)],
+    [pytest.param("gate", 10_000), pytest.param("deep", 40_000, marks=pytest.mark.deep)],
     ids=["gate", "deep"],
 )
 JUDGED = 10

@@ -1,8 +1,14 @@
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.keystore import Ed25519Signer
+from protocol.encoding import decode_untrusted, encode
+from protocol.envelope import open_untrusted
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.identity import (
     check_key_untrusted,
@@ -12,7 +18,7 @@ from protocol.identity import (
 )
 from scripts.spec import examples
 from scripts.spec.edge_keys import EdgeCase, edge_cases
-from tests.protocol.fakes import reason_of
+from tests.protocol.fakes import reason_of, sealed
 
 
 @given(st.binary(min_size=32, max_size=32))
@@ -55,3 +61,25 @@ def test_verification_raises_one_class_when_fed_arbitrary_signatures(signature: 
     with pytest.raises(RemoteProtocolError) as caught:
         verify_untrusted(examples.PROVIDER.peer_id, data, signature)
     assert caught.value.reason is Reason.SIGNATURE
+
+
+def test_fifteen_edge_cases_of_ed25519_are_refused_and_nine_by_the_key_of_an_envelope(
+    figure: Callable[[str, str], None],
+) -> None:
+    refused: Counter[str] = Counter()
+    fields = decode_untrusted(sealed("voucher").envelope.raw, size_max=1 << 16)
+    assert isinstance(fields, list)
+    for case in edge_cases():
+        if case.reason is None:
+            continue
+        if case.reason == "signer":
+            # Whatever it signs: some of these keys verify one signature for every text.
+            raw = encode([*fields[:3], case.key, fields[4], case.signature])
+            read = partial(open_untrusted, network=examples.NETWORK, kinds=frozenset({"voucher"}))
+            assert reason_of(read, raw) is Reason.SIGNER, case.name
+        else:
+            judge = partial(verify_untrusted, check_key_untrusted(case.key), case.message)
+            assert reason_of(judge, case.signature) is Reason.SIGNATURE, case.name
+        refused[case.reason] += 1
+    assert refused == {"signer": 9, "signature": 6}
+    figure("envelopes: Ed25519 edge vectors", f"{refused.total()} refused: {dict(refused)}")
