@@ -88,6 +88,10 @@ class MarketSection(Section, frozen=True, kw_only=True):
     """Answer tokens between two meters, each of which waits for a voucher."""
     queue_max: Annotated[int, Meta(ge=0, le=4096)] = 64
     """As provider: accepted jobs that may wait for a slot."""
+    settlement: Literal["none", "manual"] = "none"
+    """none: promises of both sides net out; manual: and you say what a peer has paid, souk ledger settle."""
+    settle_every_s: Annotated[int, Meta(ge=0, le=1 << 22)] = 600
+    """How often connected peers with whom something changed are asked for a statement; 0: only by hand."""
 
 
 class LogSection(Section, frozen=True, kw_only=True):

@@ -4,14 +4,21 @@ Keys are added, never renamed or removed, as in ``views.py``.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from node.api.views import Json, View
 from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
+from node.ledger.settlement import ListedStatement, SettlementEnvelopes
+from node.market.settlement_exchange import Outcome
+from protocol import limits
 from protocol.identity import peer_id_to_text
+from protocol.statement import Parties
+from protocol.units import PeerId
 
 
 class PeerAccountView(View, frozen=True, kw_only=True):
@@ -97,6 +104,49 @@ class ProofsAnswer(View, frozen=True, kw_only=True):
     proofs: tuple[ProofView, ...]
 
 
+class StatementView(View, frozen=True, kw_only=True):
+    """One statement with a peer, in cumulative µc."""
+
+    peer_id: str
+    number: int
+    promised_by_them_microcredits: int
+    promised_by_us_microcredits: int
+    netted_microcredits: int
+    settled_by_them_microcredits: int
+    settled_by_us_microcredits: int
+    signed_by_both: bool
+    made_at_ms: int
+
+
+class StatementsAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    statements: tuple[StatementView, ...]
+
+
+class SettlementAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    bundle: dict[str, Json]
+    """What ``souk receipts verify`` reads."""
+
+
+class SettleRequest(View, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    peer_id: str
+    amount_microcredits: Annotated[int, Meta(ge=0, le=limits.MICROCREDITS_MAX)] = 0
+    """What the peer has just paid by other means."""
+
+
+class SettleAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    peer_id: str
+    number: int
+    statements_new: int
+    acknowledged_microcredits: int
+    promised_by_them_microcredits: int
+    promised_by_us_microcredits: int
+    settled_by_them_microcredits: int
+    settled_by_us_microcredits: int
+
+
 def peer_account_view(account: PeerAccount) -> PeerAccountView:
     return PeerAccountView(
         peer_id=peer_id_to_text(account.peer_id),
@@ -171,4 +221,41 @@ def proofs_answer(count: int, proofs: Sequence[StoredProof]) -> ProofsAnswer:
             )
             for it in proofs
         ),
+    )
+
+
+def statements_answer(found: Sequence[ListedStatement]) -> StatementsAnswer:
+    return StatementsAnswer(statements=tuple(_statement(it) for it in found))
+
+
+def _statement(listed: ListedStatement) -> StatementView:
+    made, them = listed.statement, listed.peer_id
+    us = Parties(first=PeerId(made.first), second=PeerId(made.second)).other(them)
+    return StatementView(
+        peer_id=peer_id_to_text(them),
+        number=made.number,
+        promised_by_them_microcredits=made.promised_by(them),
+        promised_by_us_microcredits=made.promised_by(us),
+        netted_microcredits=made.netted,
+        settled_by_them_microcredits=made.settled_by(them),
+        settled_by_us_microcredits=made.settled_by(us),
+        signed_by_both=listed.is_signed_by_both,
+        made_at_ms=made.made_at_ms,
+    )
+
+
+def settlement_answer(found: SettlementEnvelopes) -> SettlementAnswer:
+    return SettlementAnswer(bundle=msgspec.json.decode(found.encode()))
+
+
+def settle_answer(outcome: Outcome) -> SettleAnswer:
+    return SettleAnswer(
+        peer_id=peer_id_to_text(outcome.peer_id),
+        number=outcome.number,
+        statements_new=outcome.statements,
+        acknowledged_microcredits=outcome.acknowledged,
+        promised_by_them_microcredits=outcome.earned,
+        promised_by_us_microcredits=outcome.promised,
+        settled_by_them_microcredits=outcome.received,
+        settled_by_us_microcredits=outcome.paid,
     )

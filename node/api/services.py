@@ -22,9 +22,11 @@ from node.config import ApiSection
 from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
+from node.ledger.settlement import ListedStatement, SettlementEnvelopes
 from node.market.order import JobEvent, Order
+from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
-from protocol.units import PeerId
+from protocol.units import Microcredits, PeerId
 
 
 class Market(Protocol):
@@ -49,6 +51,10 @@ class Books(Protocol):
     async def proofs(self, limit: int) -> tuple[int, list[StoredProof]]: ...
 
     async def audit(self) -> Audit: ...
+
+    async def statements(self, peer_id: PeerId | None, limit: int) -> list[ListedStatement]: ...
+
+    async def settlement_envelopes(self, peer_id: PeerId) -> SettlementEnvelopes | None: ...
 
 
 class View(Protocol):
@@ -99,6 +105,8 @@ class Services:
     view: View
     connect: Callable[[str], Awaitable[PeerId]]
     """Dial a multiaddr. Raises: TransportError."""
+    settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
+    """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
     metrics: Metrics

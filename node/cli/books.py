@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     import msgspec
 
+    from protocol.units import PeerId
+
 AUDIT_WAIT_S: Final = 600.0
 """An audit reads everything: about a quarter of a second for a thousand entries on a small machine."""
 PAGE_ENTRIES: Final = 500
 PROOFS_MAX: Final = 1000
+STATEMENTS_MAX: Final = 500
 
 Json = dict[str, Any]  # the API's answer, from whichever side it comes; shown and not judged
 
@@ -36,6 +39,10 @@ class Books(Protocol):
     def audit(self) -> Json: ...
 
     def proofs(self) -> Json: ...
+
+    def statements(self, peer: str | None) -> Json: ...
+
+    def settlement(self, peer: str) -> Json: ...
 
 
 def find_books(options: Globals) -> Books:
@@ -60,9 +67,7 @@ class DaemonBooks:
         return self.daemon.get("/api/v1/ledger")
 
     def account(self, peer: str) -> Json:
-        if not peer.isalnum():
-            raise CliError(f"expected a peer id, 12D3KooW…, got {peer!r}", Exit.USAGE)
-        return self.daemon.get(f"/api/v1/ledger/{peer}")
+        return self.daemon.get(f"/api/v1/ledger/{_checked(peer)}")
 
     def entries(self, after: int) -> Json:
         return self.daemon.get(f"/api/v1/ledger/entries?after={after}")
@@ -72,6 +77,13 @@ class DaemonBooks:
 
     def proofs(self) -> Json:
         return self.daemon.get("/api/v1/proofs")
+
+    def statements(self, peer: str | None) -> Json:
+        query = "" if peer is None else f"?peer={_checked(peer)}"
+        return self.daemon.get(f"/api/v1/ledger/statements{query}")
+
+    def settlement(self, peer: str) -> Json:
+        return self.daemon.get(f"/api/v1/ledger/statements/{_checked(peer)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +125,46 @@ class FileBooks:
         with self._opened() as db:
             return _plain(proofs_answer(count_proofs(db), proofs(db, PROOFS_MAX)))
 
+    def statements(self, peer: str | None) -> Json:
+        from node.api.ledger_views import statements_answer
+        from node.ledger.settlement import statements
+
+        with self._opened() as db:
+            peer_id = None if peer is None else _peer_id(peer)
+            return _plain(statements_answer(statements(db, peer_id, STATEMENTS_MAX)))
+
+    def settlement(self, peer: str) -> Json:
+        from node.api.ledger_views import settlement_answer
+        from node.ledger.settlement import settlement_envelopes
+
+        with self._opened() as db:
+            found = settlement_envelopes(db, _peer_id(peer))
+        if found is None:
+            raise CliError(f"no statement with {peer} in {self.path} that both signed", Exit.UNKNOWN)
+        return _plain(settlement_answer(found))
+
     @contextmanager
     def _opened(self) -> Iterator["sqlite3.Connection"]:
         from node.ledger.audit import read_only
 
         with read_only(self.path) as db:
             yield db
+
+
+def _checked(peer: str) -> str:
+    if not peer.isalnum():
+        raise CliError(f"expected a peer id, 12D3KooW…, got {peer!r}", Exit.USAGE)
+    return peer
+
+
+def _peer_id(peer: str) -> "PeerId":
+    from protocol.errors import RemoteProtocolError
+    from protocol.identity import peer_id_from_text_untrusted
+
+    try:
+        return peer_id_from_text_untrusted(peer)
+    except RemoteProtocolError as exc:
+        raise CliError(f"expected a peer id, 12D3KooW…, got {peer!r}", Exit.USAGE) from exc
 
 
 def _plain(answer: "msgspec.Struct") -> Json:

@@ -9,11 +9,14 @@ from typing import Any, Final
 import click
 
 from node.cli.books import find_books
+from node.cli.client import find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, emit, facts, moment, money, short
 
 SHOWN_MAX: Final = 20
+SETTLE_WAIT_S: Final = 60.0
+"""Twice what the daemon gives an exchange."""
 FIELDS: Final = (
     "number", "at_ms", "kind", "message_id", "job_id", "contract_id", "peer_id", "signer", "tokens_in",
     "tokens_out", "cumulative_microcredits",
@@ -23,7 +26,7 @@ FIELDS: Final = (
 @click.group(cls=SoukGroup, invoke_without_command=True)
 @click.pass_context
 def ledger(ctx: click.Context) -> int:
-    """Show, check, export and rebuild the books."""
+    """Show, check, export, rebuild and settle the books."""
     return ctx.invoke(show) if ctx.invoked_subcommand is None else Exit.DONE
 
 
@@ -47,6 +50,37 @@ def verify(options: Globals) -> int:
     found = find_books(options).audit()
     emit(options, found, rows="differences", table=_audit_table)
     return Exit.DONE if found["holds"] else Exit.FAILED
+
+
+@ledger.command("statements")
+@click.argument("peer", required=False)
+@click.option("--evidence", is_flag=True, help="Print the bundle with PEER that `souk receipts verify` reads.")
+@pass_globals
+def statements(options: Globals, peer: str | None, evidence: bool) -> int:
+    """List the statements that net what this node and its peers, or PEER, promised each other, newest first."""
+    books = find_books(options)
+    if not evidence:
+        emit(options, books.statements(peer), rows="statements", table=_statements_table)
+        return Exit.DONE
+    if peer is None:
+        raise CliError("--evidence is of one pair: name the PEER", Exit.USAGE)
+    print(json.dumps(books.settlement(peer)["bundle"]))
+    return Exit.DONE
+
+
+@ledger.command("settle")
+@click.argument("peer")
+@click.argument("amount", required=False, type=click.IntRange(1, 1 << 53), default=None)
+@pass_globals
+def settle(options: Globals, peer: str, amount: int | None) -> int:
+    """Propose a statement to PEER now; with AMOUNT, first acknowledge that PEER has paid that many µc.
+
+    An acknowledgement is signed and cannot be taken back. It needs market.settlement = "manual".
+    """
+    daemon = find_daemon(options)
+    body = {"peer_id": peer} | ({} if amount is None else {"amount_microcredits": amount})
+    emit(options, daemon.request("POST", "/api/v1/ledger/settle", body, wait_s=SETTLE_WAIT_S), table=_settle_table)
+    return Exit.DONE
 
 
 @ledger.command("export")
@@ -135,6 +169,46 @@ def _account_table(payload: Payload) -> str:
             ("sold", _states(peer.get("sold"))),
             ("bought", _states(peer.get("bought"))),
             ("last contract", moment(peer.get("last_ms"))),
+        ]
+    )
+
+
+def _statements_table(payload: Payload) -> str:
+    if not payload["statements"]:
+        return "No statements yet: souk ledger settle PEER proposes one."
+    rows = [
+        [
+            short(it.get("peer_id")),
+            it.get("number"),
+            it.get("promised_by_them_microcredits"),
+            it.get("settled_by_them_microcredits"),
+            it.get("promised_by_us_microcredits"),
+            it.get("settled_by_us_microcredits"),
+            "both" if it.get("signed_by_both") else "one party",
+            moment(it.get("made_at_ms")),
+        ]
+        for it in payload["statements"]
+    ]
+    titles = ("PEER", "NUMBER", "THEY PROMISED", "SETTLED", "WE PROMISED", "SETTLED", "SIGNED BY", "MADE")
+    return columns(titles, rows)
+
+
+def _settle_table(payload: Payload) -> str:
+    count, number = payload.get("statements_new"), payload.get("number")
+    if count:
+        head = f"✓ statement {number} is signed by both"
+    elif number:
+        head = f"nothing is new since statement {number}"
+    else:
+        head = "there is nothing to settle with this peer yet"
+    them, by_them = payload["promised_by_them_microcredits"], payload["settled_by_them_microcredits"]
+    us, by_us = payload["promised_by_us_microcredits"], payload["settled_by_us_microcredits"]
+    told = payload.get("acknowledged_microcredits")
+    return f"{head}\n" + facts(
+        [
+            ("acknowledged now", money(told) if told else None),
+            ("they promised", f"{money(them)}, {money(by_them)} of it settled, {money(them - by_them)} open"),
+            ("we promised", f"{money(us)}, {money(by_us)} of it settled, {money(us - by_us)} open"),
         ]
     )
 

@@ -44,8 +44,13 @@ def show(options: Globals, contract_id: str) -> int:
 @click.argument("file", metavar="FILE|-")
 @pass_globals
 def verify(options: Globals, file: str) -> int:
-    """Check a bundle or a proof of equivocation, without a daemon: 0 valid, 1 not."""
+    """Check a bundle, statements or a proof of equivocation, without a daemon: 0 valid, 1 not."""
     text = read_text(file)
+    settlement = _bare_settlement(text)
+    if settlement is not None:
+        chain = verify_settlement(settlement)
+        emit(options, {"schema": 1} | chain, table=_settlement_table)
+        return Exit.DONE if chain["valid"] else Exit.FAILED
     proof = _bare_proof(text)
     found = verify_bundle(text) if proof is None else verify_proof(proof)
     emit(options, {"schema": 1} | found, table=_verdict_table if proof is None else _proof_table)
@@ -169,6 +174,46 @@ def verify_proof(data: bytes) -> dict[str, Any]:  # a JSON object: the verdict
     }
 
 
+def verify_settlement(data: bytes) -> dict[str, Any]:  # a JSON object: the verdict
+    """Return what a settlement bundle proves: ``valid`` and either the facts or the ``problem``."""
+    from protocol.errors import RemoteProtocolError
+    from protocol.identity import peer_id_to_text
+    from protocol.settlement import verify_settlement_untrusted
+    from protocol.units import PeerId
+
+    try:
+        found = verify_settlement_untrusted(data)
+    except RemoteProtocolError as exc:
+        return {"valid": False, "problem": str(exc)}
+    last = found.last
+    return {
+        "valid": True,
+        "network": found.network.hex(),
+        "first": peer_id_to_text(PeerId(last.first)),
+        "second": peer_id_to_text(PeerId(last.second)),
+        "statements": found.statements,
+        "number": last.number,
+        "first_promised_microcredits": last.first_promised,
+        "first_settled_microcredits": last.settled_by(PeerId(last.first)),
+        "second_promised_microcredits": last.second_promised,
+        "second_settled_microcredits": last.settled_by(PeerId(last.second)),
+        "made_at_ms": last.made_at_ms,
+    }
+
+
+def _bare_settlement(text: str) -> bytes | None:
+    """Return the settlement bundle in ``text``, also out of the API's answer; None when it is none."""
+    from protocol.settlement import is_settlement
+
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and is_settlement(value.get("bundle")):
+        value = value["bundle"]
+    return json.dumps(value).encode() if is_settlement(value) else None
+
+
 def _bare_proof(text: str) -> bytes | None:
     """Return the proof in ``text``, also out of a line that ``proofs`` printed; None when it is no proof."""
     from protocol.equivocation import is_proof
@@ -210,6 +255,15 @@ def _proof_table(found: Payload) -> str:
     pairs = [("offender", found["offender"]), ("network", found["network"])]
     pairs += [("message", message_id) for message_id in found["message_ids"]]
     return f"✓ one key signed two {found['kind']} messages for one slot\n{facts(pairs)}"
+
+
+def _settlement_table(found: Payload) -> str:
+    if not found["valid"]:
+        return f"✗ not valid: {found['problem']}"
+    names = [name for name in found if name not in ("schema", "valid", "made_at_ms")]
+    pairs = [(name.replace("_", " "), found[name]) for name in names]
+    head = "✓ both signed every statement, and each follows from the one before"
+    return f"{head}\n{facts([*pairs, ('made at', moment(found['made_at_ms']))])}"
 
 
 def _proofs_table(payload: Payload) -> str:

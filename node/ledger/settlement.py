@@ -214,11 +214,12 @@ def statements(db: sqlite3.Connection, peer_id: PeerId | None, limit: int) -> li
     # By body: the two signatures of one statement share it.
     listed: dict[bytes, ListedStatement] = {}
     for peer, raw, at_ms in found:
-        body = body_of_untrusted(raw)
+        signed = _read(raw, Statement)
+        body = signed.envelope.body
         with_both = body in listed
         listed[body] = ListedStatement(
             peer_id=PeerId(peer),
-            statement=_read(raw, Statement).message,
+            statement=signed.message,
             is_signed_by_both=with_both,
             at_ms=UnixMs(at_ms),
         )

@@ -28,6 +28,8 @@ from node.api.views import (
 from node.config import ApiSection
 from node.errors import TransportError
 from node.market.order import Asking, Contracted, Finished, JobEvent, Order, Output, Quoted
+from node.market.settlement import SettlementError
+from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.units import JobId, MessageId, Microcredits, PeerId
@@ -236,6 +238,20 @@ class Dialler:
             raise TransportError(f"nobody answers at {address}")
         return PEER
 
+    async def settle(self, peer_id: PeerId, told: Microcredits) -> Outcome:
+        if told == 13:
+            raise SettlementError("13 µc is more than the 5 µc that this peer owes")
+        return Outcome(
+            peer_id=peer_id,
+            number=3,
+            statements=1,
+            earned=Microcredits(100),
+            promised=Microcredits(40),
+            received=Microcredits(60 + told),
+            paid=Microcredits(40),
+            acknowledged=told,
+        )
+
     def shutdown(self) -> None:
         self.stopped.set()
 
@@ -331,6 +347,7 @@ async def serve_node(
         market=market,
         view=view,
         connect=dialler.connect,
+        settle=dialler.settle,
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         unix_s=lambda: 1_700_000_000,

@@ -10,7 +10,10 @@ from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
 from node.ledger.projection import Difference
-from protocol.units import MessageId, Microcredits, UnixMs
+from node.ledger.settlement import ListedStatement, SettlementEnvelopes
+from protocol.identity import peer_id_to_text
+from protocol.units import MessageId, Microcredits, PeerId, UnixMs
+from scripts.spec import examples, settlements
 from tests.api.fakes import CONTRACT, JOB, PEER, PEER_TEXT, Node, serve_node
 
 ACCOUNT = {
@@ -23,6 +26,8 @@ ACCOUNT = {
     "bought": {"lost": 2},
     "last_ms": 9,
 }
+STATEMENT = examples.statement()
+REQUESTER = peer_id_to_text(examples.REQUESTER.peer_id)
 PROOF = {"equivocation": "voucher", "network": "aa", "messages": []}
 
 
@@ -31,6 +36,7 @@ class FixedBooks:
     """One of everything."""
 
     after: int | None = None
+    asked: PeerId | None = None
 
     async def peer_accounts(self) -> list[PeerAccount]:
         return [
@@ -70,6 +76,21 @@ class FixedBooks:
         proof = json.dumps(PROOF).encode()
         kept = StoredProof(offender=PEER, kind="voucher", message_ids=ids, at_ms=UnixMs(7), proof=proof)
         return 1, [kept]
+
+    async def statements(self, peer_id: PeerId | None, limit: int) -> list[ListedStatement]:
+        self.asked = peer_id
+        theirs = PeerId(STATEMENT.second)
+        listed = ListedStatement(
+            peer_id=theirs, statement=STATEMENT, is_signed_by_both=True, at_ms=UnixMs(STATEMENT.made_at_ms)
+        )
+        return [listed][:limit]
+
+    async def settlement_envelopes(self, peer_id: PeerId) -> SettlementEnvelopes | None:
+        if peer_id == PEER:
+            return None
+        chain = settlements.signed_chain()
+        envelopes = [(it.envelope.kind, it.envelope.raw) for it in chain]
+        return SettlementEnvelopes(number=4, network=examples.NETWORK, envelopes=envelopes)
 
     async def audit(self) -> Audit:
         found = Difference(where="entry 4", field="hash", stored="00", expected="11")
@@ -131,6 +152,29 @@ SHAPES = [
         },
     ),
     (
+        f"/api/v1/ledger/statements?peer={PEER_TEXT}",
+        {
+            "schema": 1,
+            "statements": [
+                {
+                    "peer_id": REQUESTER,
+                    "number": 1,
+                    "promised_by_them_microcredits": 151,
+                    "promised_by_us_microcredits": 40,
+                    "netted_microcredits": 40,
+                    "settled_by_them_microcredits": 140,
+                    "settled_by_us_microcredits": 40,
+                    "signed_by_both": True,
+                    "made_at_ms": STATEMENT.made_at_ms,
+                }
+            ],
+        },
+    ),
+    (
+        f"/api/v1/ledger/statements/{REQUESTER}",
+        {"schema": 1, "bundle": settlements.bundled(settlements.signed_chain())},
+    ),
+    (
         "/api/v1/proofs",
         {
             "schema": 1,
@@ -179,3 +223,44 @@ async def test_account_is_refused_when_the_peer_is_unknown(
     node, _books = await served(nursery)
     reply = await node.call("GET", f"/api/v1/ledger/{peer}")
     assert (reply.status, reply.error["code"]) == (status, code)
+
+
+async def test_settle_proposes_a_statement_and_says_where_the_pair_stands(nursery: trio.Nursery) -> None:
+    node, _books = await served(nursery)
+    for body, told in (({}, 0), ({"amount_microcredits": 7}, 7)):
+        reply = await node.call("POST", "/api/v1/ledger/settle", body={"peer_id": PEER_TEXT, **body})
+        assert reply.status == 200 and reply.json == {
+            "schema": 1,
+            "peer_id": PEER_TEXT,
+            "number": 3,
+            "statements_new": 1,
+            "acknowledged_microcredits": told,
+            "promised_by_them_microcredits": 100,
+            "promised_by_us_microcredits": 40,
+            "settled_by_them_microcredits": 60 + told,
+            "settled_by_us_microcredits": 40,
+        }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"peer_id": PEER_TEXT, "amount_microcredits": 13}, 409, "not_settled"),
+        ({"peer_id": PEER_TEXT, "amount_microcredits": -1}, 400, "invalid_value"),
+        ({"peer_id": PEER_TEXT, "amount": 1}, 400, "invalid_value"),
+        ({"peer_id": "x"}, 400, "invalid_value"),
+        ({}, 400, "invalid_value"),
+    ],
+)
+async def test_settle_is_refused_when_the_request_is_wrong_or_nothing_can_be_settled(
+    nursery: trio.Nursery, body: dict[str, object], status: int, code: str
+) -> None:
+    node, _books = await served(nursery)
+    reply = await node.call("POST", "/api/v1/ledger/settle", body=body)
+    assert (reply.status, reply.error["code"]) == (status, code)
+
+
+async def test_statements_are_not_found_when_the_pair_signed_none(nursery: trio.Nursery) -> None:
+    node, _books = await served(nursery)
+    reply = await node.call("GET", f"/api/v1/ledger/statements/{PEER_TEXT}")
+    assert (reply.status, reply.error["code"]) == (404, "statement_not_found")

@@ -25,6 +25,8 @@ from node.market.own_advert import OwnAdvert
 from node.market.party import Line, Party
 from node.market.provider import Provider
 from node.market.requester import Requester
+from node.market.settlement import means_of
+from node.market.settlement_exchange import Settler
 from node.net.interface import PeerAddresses, Stream, StreamHandler
 from node.net.memory import MemoryFabric, MemoryNetwork
 from protocol.framing import JOB_PROTOCOL, EnvelopeFrame, decode_frame_untrusted
@@ -36,7 +38,7 @@ from protocol.units import MS_PER_S, Microcredits, NetworkId, PeerId, UnixMs
 from tests.fakes import EPOCH_MS, CountedEntropy, ScriptedExecutor, signer_of
 
 NETWORK = NetworkId(b"n" * 32)
-NEVER_STORED = ("decline",)
+NEVER_STORED = ("decline", "tally")
 SETTLED_S = 90.0
 """Longer than every timer that a conversation leaves behind."""
 
@@ -132,6 +134,7 @@ class Node:
     admission: Admission
     provider: Provider
     requester: Requester
+    settler: Settler
     own_advert: OwnAdvert
     sent: list[tuple[float, Signed[SignedMessage] | bytes]] = field(default_factory=list)
     """What left, and when: signed messages, and the bytes of other frames."""
@@ -215,6 +218,8 @@ class World:
             party, executor, admission, config=config.market, on_change=lambda: self._count_change(node)
         )
         directory = Directory(NETWORK, signer.peer_id)
+        settler = Settler(party, network, means_of(config.market), every_s=0, on_settled=admission.settled)
+        settler.attach()
         node = Node(
             market=config.market,
             party=party,
@@ -225,6 +230,7 @@ class World:
             admission=admission,
             provider=provider,
             requester=Requester(party, network, directory, executor, config=config.market, look_up=self._look_up),
+            settler=settler,
             own_advert=OwnAdvert(party, provider, executor, admission, network=network, config=config),
         )
         if executor.served:
