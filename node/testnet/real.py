@@ -173,11 +173,14 @@ class _Run:
     # Faults.
 
     def _strike(self, strike: Strike) -> None:
-        fleet, name = self._fleet, strike.node
+        fleet = self._fleet
+        like = fleet.requesters if strike.node in fleet.requesters else fleet.providers
         with self._lock:
-            # Two faults of one process at once would undo each other.
-            if name in self._down:
+            # Two faults of one process at once would undo each other: then it hits the next of its kind.
+            standing = [name for name in (strike.node, *like) if name not in self._down]
+            if not standing:
                 return
+            name = standing[0]
             self._down.add(name)
             self.report.strikes[strike.kind] += 1
         match strike.kind:
