@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
+SIDES = ("requester", "provider")
 BENCH = ROOT / "scripts" / "bench"
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -25,10 +26,15 @@ def test_contract_benchmark_trades_two_windows_and_reports_its_split() -> None:
     assert report["settings"]["messages"] == 8
     assert report["machine"]["commit"] and report["machine"]["cores"] >= 1
     rows = {row["name"]: row for row in report["rows"]}
-    total = rows.pop("sign + verify + ledger")
-    parts = [row["median"] for name, row in rows.items() if name.startswith(("sign,", "verify,", "ledger, 1"))]
-    assert len(parts) == 3
-    assert total["median"] == pytest.approx(sum(parts))
+    for side in SIDES:
+        own = {name: row["median"] for name, row in rows.items() if name.startswith(f"{side}: ")}
+        total, wall = own.pop(f"{side}: sign + verify + ledger"), own.pop(f"{side}: ledger with its waits")
+        assert len(own) == 3 and wall > 0
+        assert total == pytest.approx(sum(own.values()))
+    both = rows["both: sign + verify + ledger"]["median"]
+    assert both == pytest.approx(sum(rows[f"{side}: sign + verify + ledger"]["median"] for side in SIDES))
+    # Any machine that writes to a disk at all.
+    assert rows["ledger: 1 poster"]["min"] > 10 and rows["ledger: 50 posters"]["min"] > 10
 
     table = run_python("table.py", text=printed)
     assert table.count("\ncontract ") == len(report["rows"])
