@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from node.home import Home
+from node.ledger.entries import Entry
+from node.ledger.settlement import NO_JOB
 from node.ledger.store import LedgerStore
 from protocol.identity import peer_id_to_text
-from scripts.spec import examples, proofs
+from protocol.statement import Sums
+from scripts.spec import examples, proofs, settlements
 from tests.cli.fakes import PEER, FakeDaemon, souk
 from tests.ledger.jobs import contract_of, entries_of, row_of, signed_job
 
@@ -156,3 +159,82 @@ def test_verify_ends_with_1_when_a_proof_proves_nothing(tmp_path: Path) -> None:
     path.write_bytes(proofs.text_of(proofs.honest_pairs()["one message twice"]))
     ran = souk("receipts", "verify", str(path))
     assert ran.code == 1 and "✗ proves nothing: both messages are the same one" in ran.out
+
+
+@pytest.fixture
+def settled(ledger: Path) -> Path:
+    """The same ledger with two statements."""
+    owed = 2 * row_of(signed_job(0)).vouchered
+    store = LedgerStore(ledger)
+    store.open()
+    for it in settlements.signed_chain(tuple(Sums(second_promised=owed, second_paid=paid) for paid in (5, 9))):
+        entry = Entry(
+            envelope=it.envelope,
+            job_id=NO_JOB,
+            peer_id=examples.REQUESTER.peer_id,
+            contract_id=None,
+            at_ms=examples.NOW_MS,
+        )
+        store.write([entry], [])
+    store.close()
+    return ledger
+
+
+def test_statements_are_listed_and_verified_from_the_file_when_no_daemon_runs(
+    settled: Path, tmp_path: Path
+) -> None:
+    found = souk("ledger", "statements", "-o", "json").json()["statements"]
+    assert [(it["number"], it["settled_by_them_microcredits"], it["signed_by_both"]) for it in found] == [
+        (2, 9, True),
+        (1, 5, True),
+    ]
+    assert souk("ledger", "statements", REQUESTER, "-o", "json").json()["statements"] == found
+    assert "both" in souk("ledger", "statements").out
+    assert "No statements yet" in souk("ledger", "statements", PEER).out
+    path = tmp_path / "statements.json"
+    path.write_text(souk("ledger", "statements", REQUESTER, "--evidence").out)
+    ran = souk("receipts", "verify", str(path))
+    assert ran.code == 0 and "✓ both signed every statement" in ran.out and REQUESTER in ran.out
+    assert souk("wire", "decode", str(path)).code == 0
+    assert souk("ledger", "verify").code == 0
+
+
+def test_statements_are_refused_when_a_signature_is_missing_from_the_bundle(settled: Path, tmp_path: Path) -> None:
+    bundle = json.loads(souk("ledger", "statements", REQUESTER, "--evidence").out)
+    del bundle["messages"][2]
+    path = tmp_path / "statements.json"
+    path.write_text(json.dumps({"schema": 1, "bundle": bundle}))
+    ran = souk("receipts", "verify", str(path))
+    assert ran.code == 1 and "✗ not valid" in ran.out
+
+
+def test_evidence_needs_a_peer_with_statements(ledger: Path) -> None:
+    assert souk("ledger", "statements", "--evidence").code == 2
+    assert souk("ledger", "statements", "nobody", "--evidence").code == 2
+    assert souk("ledger", "statements", PEER, "--evidence").code == 5
+
+
+def test_settle_asks_the_daemon_and_says_what_happened(running: FakeDaemon) -> None:
+    answer = {
+        "schema": 1, "peer_id": PEER, "number": 4, "statements_new": 1, "acknowledged_microcredits": 60,
+        "promised_by_them_microcredits": 1_000, "promised_by_us_microcredits": 300,
+        "settled_by_them_microcredits": 360, "settled_by_us_microcredits": 300,
+    }  # fmt: skip
+    running.answer("POST /api/v1/ledger/settle", answer)
+    out = souk("ledger", "settle", PEER, "60").out
+    for part in ("✓ statement 4 is signed by both", "acknowledged now", "60 µc", "1,000 µc, 360 µc of it settled",
+                 "640 µc open", "0 µc open"):  # fmt: skip
+        assert part in out
+    running.answer("POST /api/v1/ledger/settle", answer | {"statements_new": 0})
+    assert "nothing is new since statement 4" in souk("ledger", "settle", PEER).out
+    running.answer("POST /api/v1/ledger/settle", answer | {"statements_new": 0, "number": 0})
+    assert "nothing to settle" in souk("ledger", "settle", PEER).out
+    assert souk("ledger", "settle", PEER, "0").code == 2
+
+
+def test_statements_are_asked_of_the_daemon_when_it_runs(running: FakeDaemon) -> None:
+    running.answer(f"GET /api/v1/ledger/statements?peer={PEER}", {"schema": 1, "statements": []})
+    assert "No statements yet" in souk("ledger", "statements", PEER).out
+    bundle = settlements.bundled(settlements.signed_chain())
+    running.answer(f"GET /api/v1/ledger/statements/{PEER}", {"schema": 1, "bundle": bundle})
+    assert json.loads(souk("ledger", "statements", PEER, "--evidence").out) == bundle

@@ -48,7 +48,10 @@ def test_nothing_falls_and_nobody_settles_more_than_was_promised(growth: list[tu
             continue
         before, (head, statement) = head, made
         check_statement_untrusted(statement, examples.PARTIES, before, sums)
-        now = [statement.settled_by(examples.PARTIES.first), statement.settled_by(examples.PARTIES.second)]
+        now: list[int] = [
+            statement.settled_by(examples.PARTIES.first),
+            statement.settled_by(examples.PARTIES.second),
+        ]
         assert all(was <= is_ for was, is_ in zip(settled, now, strict=True))
         assert now[0] <= statement.first_promised and now[1] <= statement.second_promised
         # As much as can be: after netting, one side has nothing open.
