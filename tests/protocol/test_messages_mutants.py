@@ -99,6 +99,8 @@ class Target:
     def read_body(self, data: bytes) -> None:
         plain = decode_untrusted(data, size_max=body_bytes_max(self.kind))
         message = to_message_untrusted(plain, self._type)
+        # One value, one encoding: no duplicate key, no long form, no other order was let through.
+        assert encode(plain) == data
         if self._judge is not None:
             self._judge(Signed(message, self._envelope))
 
