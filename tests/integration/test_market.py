@@ -31,6 +31,7 @@ BASE_CONFIG = (
     (Path(__file__).parents[2] / "configs" / "testnet.toml")
     .read_text("utf-8")
     .replace("[worker]\n", '[worker]\ndtype = "fp32"\n')
+    .replace("[market]", '[market]\nsettlement = "manual"\nsettle_every_s = 0\n#')
 )
 
 pytestmark = [
@@ -145,6 +146,28 @@ def test_both_sides_hold_evidence_that_verifies_without_them(network: Network) -
     assert proofs[0].receipt == proofs[1].receipt
     assert proofs[0].closing == proofs[1].closing
     assert proofs[0].vouchered == answer["souk"]["cost_microcredits"]
+
+
+def test_payment_is_settled_by_a_statement_that_both_hold(network: Network, tmp_path: Path) -> None:
+    payee, payer = network.nodes[0], network.nodes[3]
+    assert chat(payer, "Say hello.", max_tokens=8, souk={"on": payee.peer_id})[0] == 200
+    done = souk(payee, "ledger", "settle", payer.peer_id, "3", "-o", "json")
+    assert done.returncode == 0, done.stderr
+    settled = json.loads(done.stdout)
+    assert (settled["number"], settled["settled_by_them_microcredits"]) == (1, 3)
+    assert settled["promised_by_them_microcredits"] >= 3
+    # The payer may ask as well, and finds nothing new.
+    asked = json.loads(souk(payer, "ledger", "settle", payee.peer_id, "-o", "json").stdout)
+    assert (asked["statements_new"], asked["settled_by_us_microcredits"]) == (0, 3)
+    too_much = souk(payee, "ledger", "settle", payer.peer_id, str(10**15))
+    assert too_much.returncode != 0 and "nothing was acknowledged" in too_much.stderr
+    for node, other in ((payee, payer), (payer, payee)):
+        (path := tmp_path / f"{node.name}.json").write_text(
+            souk(node, "ledger", "statements", other.peer_id, "--evidence").stdout
+        )
+        verified = json.loads(souk(node, "receipts", "verify", str(path), "-o", "json").stdout)
+        assert verified["valid"] and (verified["number"], verified["statements"]) == (1, 1)
+        assert souk(node, "ledger", "verify").returncode == 0
 
 
 def test_run_refuses_with_its_exit_code_and_a_reason_when_the_order_cannot_be_filled(network: Network) -> None:

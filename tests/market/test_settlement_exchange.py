@@ -208,6 +208,8 @@ async def test_connected_peers_are_asked_in_time_and_only_when_something_changed
         nursery.cancel_scope.cancel()
     assert (await books(*pair)).head.number == 1
     await check_one_chain(*pair)
+    # One exchange in all: they did not refuse each other, nor ask again.
+    assert [node.sent_kinds().count("tally") for node in pair] == [1, 1]
 
 
 async def run_schedule(world: World, seed: int) -> tuple[int, int]:
