@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_client_sees_no_gap_when_providers_die_in_mid_stream(store: Path, tmp_path: Path, figure: Figure) -> None:
     plan = make_plan(tmp_path, store, providers=3, dtype="fp32", models=(NAME,))
     with running(plan) as fleet:
-        strike(fleet, figure, "failover (short)", orders=4, kills=3, freezes=(1,))
+        strike(fleet, figure, "failover (short)", [[("kill", 2), ("freeze", 1)]], orders=4)
 
 
 @pytest.mark.deep
@@ -42,15 +42,20 @@ def test_client_sees_no_gap_in_two_hundred_kills_and_fifty_freezes(
 ) -> None:
     plan = make_plan(tmp_path, store, providers=8, dtype="fp32", models=(NAME,))
     with running(plan) as fleet:
-        # Two lanes freeze: each waits most of the time, and an answer's text is compared in all three.
-        strike(fleet, figure, "failover", orders=24, kills=200, freezes=(50, 50))
+        # Not side by side: an order that meets a frozen provider first waits until that is given up, and each
+        # kill is followed by five seconds of computing until that daemon serves again.
+        phases = [[("freeze", 50)] * 3, [("kill", 200)] * 2]
+        strike(fleet, figure, "failover", phases, orders=24)
         verify_with_the_command(fleet)
 
 
-def strike(fleet: Fleet, figure: Figure, title: str, *, orders: int, kills: int, freezes: Sequence[int]) -> None:
-    campaign = Campaign(fleet, make_requests(NAME, orders, tokens=(80, 160), seed=orders), seed=kills)
+def strike(
+    fleet: Fleet, figure: Figure, title: str, phases: Sequence[Sequence[tuple[str, int]]], *, orders: int
+) -> None:
+    campaign = Campaign(fleet, make_requests(NAME, orders, tokens=(80, 160), seed=orders), seed=orders)
     campaign.run_undisturbed()
-    run_lanes(campaign, ("kill", kills), *(("freeze", count) for count in freezes))
+    for lanes in phases:
+        run_lanes(campaign, *lanes)
     killed, frozen = campaign.outcomes["kill"], campaign.outcomes["freeze"]
     report(figure, f"{title}, SIGKILL", killed, campaign)
     report(figure, f"{title}, SIGSTOP", frozen, campaign)
