@@ -63,11 +63,15 @@ class Link:
 
     def receive(self) -> ToWorker | None:
         """Return the next frame, ``None`` once the daemon is gone."""
-        prefix = self._file.read(LENGTH_BYTES)
-        if len(prefix) < LENGTH_BYTES:
+        try:
+            prefix = self._file.read(LENGTH_BYTES)
+            if len(prefix) < LENGTH_BYTES:
+                return None
+            length = frame_length(prefix)
+            body = self._file.read(length)
+        except ConnectionResetError:
+            # Killed with something of ours unread.
             return None
-        length = frame_length(prefix)
-        body = self._file.read(length)
         return decode_to_worker(body) if len(body) == length else None
 
 
