@@ -26,6 +26,7 @@ ORDER_S_MAX: Final = 240.0
 PAUSE_S: Final = 1.0
 """What a client waits after a failure before it orders again."""
 AT_ONCE_MAX: Final = 8
+BREATH_S: Final = 1.0
 
 Timed = TypeVar("Timed", Arrival, Strike)
 
@@ -90,7 +91,7 @@ class _Run:
         self._fleet = fleet
         self._expected: dict[Request, str] = {}
         self._answers: list[Told] = []
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._settled: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._down: set[str] = set()
 
@@ -106,14 +107,14 @@ class _Run:
             self._expected[request] = told.text
 
     def play(self, script: Script) -> None:
-        """Let the script happen and return when every order has ended."""
+        """Let the script happen and return when every order and every fault has ended."""
         self.report.not_applied = script.not_applied
         waiting: queue.SimpleQueue[Arrival] = queue.SimpleQueue()
         for _ in range(AT_ONCE_MAX):
             _start(self._carry_all, waiting)
         _start(_on_time, script.strikes, lambda strike: _start(self._strike, strike))
         _on_time(script.arrivals, waiting.put)
-        for _ in script.arrivals:
+        for _ in (*script.arrivals, *script.strikes):
             self._settled.get()
 
     def misbooked(self) -> list[str]:
@@ -142,7 +143,7 @@ class _Run:
         while True:
             began = time.monotonic()
             told = order(self._fleet.nodes[arrival.node], arrival.request)
-            with self._lock:
+            with self._changed:
                 if told.complete:
                     self._judge(told, arrival.request)
                     return
@@ -173,16 +174,19 @@ class _Run:
     # Faults.
 
     def _strike(self, strike: Strike) -> None:
+        name = self._claim(strike)
+        try:
+            self._hit(strike, name)
+            # On a slow machine strikes queue up: who has just come back does something before the next one.
+            time.sleep(BREATH_S)
+        finally:
+            with self._changed:
+                self._down.discard(name)
+                self._changed.notify_all()
+            self._settled.put(None)
+
+    def _hit(self, strike: Strike, name: str) -> None:
         fleet = self._fleet
-        like = fleet.requesters if strike.node in fleet.requesters else fleet.providers
-        with self._lock:
-            # Two faults of one process at once would undo each other: then it hits the next of its kind.
-            standing = [name for name in (strike.node, *like) if name not in self._down]
-            if not standing:
-                return
-            name = standing[0]
-            self._down.add(name)
-            self.report.strikes[strike.kind] += 1
         match strike.kind:
             case "kill":
                 fleet.bury(fleet.kill(name))
@@ -198,8 +202,21 @@ class _Run:
                 fleet.signal_worker(name, signal.SIGSTOP)
                 time.sleep(strike.for_s)
                 fleet.signal_worker(name, signal.SIGCONT)
-        with self._lock:
-            self._down.discard(name)
+
+    def _claim(self, strike: Strike) -> str:
+        """Return whom to strike: the script's choice, else the next of its kind; never the last provider.
+
+        Two faults of one process at once would undo each other.
+        """
+        fleet = self._fleet
+        like = fleet.requesters if strike.node in fleet.requesters else fleet.providers
+        spared = min(len(like) - 1, 1)
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._down.intersection(like)) < len(like) - spared)
+            name = next(it for it in (strike.node, *like) if it not in self._down)
+            self._down.add(name)
+            self.report.strikes[strike.kind] += 1
+        return name
 
 
 def _start(run: Callable[..., None], *args: object) -> None:
