@@ -45,7 +45,11 @@ class Referee:
         torch.set_num_threads(1)
         self._model: Llama = load_llama(self._folder, read_shape(self._folder), device=CPU, dtype=self._dtype)
         self._codec = load_codec(self._folder)
-        self._token_of = {self._codec.stream(()).push(token): token for token in range(self._codec.vocabulary)}
+        # Some texts are two tokens' (of the chat model's, a blank is token 216 and token 48667): merging makes the
+        # first.
+        self._token_of: dict[str, int] = {}
+        for token in range(self._codec.vocabulary):
+            self._token_of.setdefault(self._codec.stream(()).push(token), token)
 
     def read(self, prompt: str, pieces: list[str]) -> Answer:
         """Return the tokens of an answer that came one token a piece."""

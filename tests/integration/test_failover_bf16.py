@@ -36,6 +36,8 @@ def test_every_token_is_within_the_honest_margin_when_providers_die(tmp_path: Pa
     referee.load()
     honest = [referee.read(it.prompt, told.pieces) for it, told in campaign.undisturbed.items()]
     margin = referee.honest_margin(honest)
+    for undisturbed in honest:
+        assert max(shortfalls(referee.prefill(undisturbed), undisturbed.tokens)) <= margin
     after: list[float] = []
     changed = seconds = 0
     for outcome in campaign.outcomes["kill"]:
