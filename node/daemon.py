@@ -191,6 +191,7 @@ class _Daemon:
         async with trio.open_nursery() as starting:
             starting.start_soon(self._start_discovery, nursery)
             starting.start_soon(self._start_pool, nursery)
+        nursery.start_soon(self._requester.run)
         self._advert_changed()
         info = ApiInfo(
             url=url,

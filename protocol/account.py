@@ -4,6 +4,7 @@ Each side computes every number itself; the requester refuses what differs. A re
 Neither account reads a clock: durations and times are arguments.
 """
 
+from collections.abc import Iterable
 from hashlib import sha256
 from typing import Final
 
@@ -77,10 +78,24 @@ class ProviderAccount:
         self.metered = Microcredits(0)
         self.meters = 0
         self.vouchered = Microcredits(0)
-        self._vouchers = 0
-        self._meter_vouchered = 0
+        self.vouchers = 0
+        self.meter_vouchered = 0
         self._tokens_metered = 0
         self._sums: list[Microcredits] = []
+
+    def restore(self, meters: Iterable[Meter], vouchers: Iterable[Voucher]) -> None:
+        """Take over what was metered and promised before a stop, from messages in the order of their numbers.
+
+        The output itself is gone: nothing more can be delivered or metered.
+        """
+        for meter in meters:
+            self.meters = meter.number
+            self.metered = Microcredits(meter.cumulative)
+            self._sums.append(self.metered)
+        for voucher in vouchers:
+            self.vouchers = voucher.number
+            self.vouchered = Microcredits(voucher.cumulative)
+            self.meter_vouchered = voucher.meter
 
     def output(self, output: GenerateOutput) -> tuple[int, bytes]:
         """Count an output and return (sequence, payload) of its frame.
@@ -142,19 +157,19 @@ class ProviderAccount:
         """Take a voucher, or refuse it with ``RemoteProtocolError``: it lowers, repeats, or exceeds the meter."""
         if voucher.contract_id != self._id:
             raise RemoteProtocolError("voucher: for another contract", reason=Reason.MEANING)
-        if voucher.number != self._vouchers + 1:
+        if voucher.number != self.vouchers + 1:
             raise RemoteProtocolError(
-                f"voucher {voucher.number}: number {self._vouchers + 1} is next", reason=Reason.ORDER
+                f"voucher {voucher.number}: number {self.vouchers + 1} is next", reason=Reason.ORDER
             )
         if voucher.cumulative < self.vouchered:
             raise RemoteProtocolError(
                 f"voucher {voucher.number} pays {voucher.cumulative}, below the {self.vouchered} already promised",
                 reason=Reason.MEANING,
             )
-        if not self._meter_vouchered < voucher.meter <= self.meters:
+        if not self.meter_vouchered < voucher.meter <= self.meters:
             raise RemoteProtocolError(
                 f"voucher {voucher.number} names meter {voucher.meter}: expected one after "
-                f"{self._meter_vouchered}, at most {self.meters}",
+                f"{self.meter_vouchered}, at most {self.meters}",
                 reason=Reason.MEANING,
             )
         # Against the meter it names, not the latest: nobody else could follow it in a bundle.
@@ -164,8 +179,8 @@ class ProviderAccount:
                 reason=Reason.MEANING,
             )
         self.vouchered = Microcredits(voucher.cumulative)
-        self._vouchers = voucher.number
-        self._meter_vouchered = voucher.meter
+        self.vouchers = voucher.number
+        self.meter_vouchered = voucher.meter
 
     def receipt(self, status: ReceiptStatus, *, profile: str, started_ms: UnixMs, ended_ms: UnixMs) -> Receipt:
         """Return the receipt over the last meter: to be stored, then sent.
@@ -208,7 +223,7 @@ class RequesterAccount:
         self.delivered = Delivered(contract, salt)
         self.promised = Microcredits(0)
         self.meters = 0
-        self._vouchers = 0
+        self.vouchers = 0
         self._tokens_metered = 0
         self._duration_ms = 0
         self._final = False
@@ -258,9 +273,9 @@ class RequesterAccount:
         self._tokens_metered = meter.tokens_out
         self._duration_ms = meter.duration_ms
         self._final = meter.final
-        self._vouchers += 1
+        self.vouchers += 1
         self.promised = owed
-        return Voucher(contract_id=self._id, number=self._vouchers, cumulative=owed, meter=meter.number)
+        return Voucher(contract_id=self._id, number=self.vouchers, cumulative=owed, meter=meter.number)
 
     def receipt_untrusted(self, receipt: Receipt) -> None:
         """Check a receipt against everything before it, or refuse it with ``RemoteProtocolError``."""

@@ -45,7 +45,9 @@ QUOTE_HOLD_MS_MAX: Final = 15_000
 ACCEPT_WAIT_MS_MAX: Final = 5_000
 JOB_LIFE_MS_MAX: Final = 3_600_000
 ALIVE_PERIOD_MS: Final = 2_000
-SILENCE_MS_MAX: Final = 10_000
-"""Five missed signs of life: then a requester takes its provider for lost."""
+SILENCE_MS_MAX: Final = 6_000
+"""Three missed signs of life: then a requester takes its stream for lost."""
+DETACHED_MS_MAX: Final = 30_000
+"""How long a provider keeps a job whose stream was lost."""
 VOUCHER_WAIT_MS_MAX: Final = 20_000
 CLOSING_WAIT_MS_MAX: Final = 30_000

@@ -6,6 +6,7 @@ from protocol.advert import Advert
 from protocol.contract import Accept, Cancel, Contract
 from protocol.offer import Ask, Decline, Quote
 from protocol.receipt import Closing, Receipt
+from protocol.resume import Resume
 from protocol.signed import SignedMessage
 from protocol.statement import Settled, Statement, Tally
 from protocol.voucher import Meter, Voucher
@@ -24,6 +25,7 @@ MESSAGE_TYPES: Final[dict[str, type[SignedMessage]]] = {
         Receipt,
         Closing,
         Cancel,
+        Resume,
         Tally,
         Statement,
         Settled,

@@ -16,6 +16,7 @@ class ProviderState(StrEnum):
     FORMED = "formed"
     RUNNING = "running"
     PAUSED_UNPAID = "paused_unpaid"
+    DETACHED = "detached"
     FINISHED = "finished"
     CLOSED = "closed"
     LAPSED = "lapsed"
@@ -41,6 +42,9 @@ class ProviderEvent(StrEnum):
     CLOSING_OVERDUE = "closing_overdue"
     CANCEL_CAME = "cancel_came"
     STREAM_LOST = "stream_lost"
+    STREAM_BACK = "stream_back"
+    RESUME_OVERDUE = "resume_overdue"
+    RULE_BROKEN = "rule_broken"
     JOB_FAILED = "job_failed"
 
 
@@ -51,6 +55,7 @@ class RequesterState(StrEnum):
     OFFERED = "offered"
     FORMED = "formed"
     STREAMING = "streaming"
+    RESUMING = "resuming"
     VERIFYING = "verifying"
     CLOSED = "closed"
     DECLINED = "declined"
@@ -73,6 +78,8 @@ class RequesterEvent(StrEnum):
     RECEIPT_HOLDS = "receipt_holds"
     PROVIDER_SILENT = "provider_silent"
     STREAM_LOST = "stream_lost"
+    STREAM_BACK = "stream_back"
+    RESUME_FAILED = "resume_failed"
     RULE_BROKEN = "rule_broken"
     USER_CANCELLED = "user_cancelled"
 
@@ -90,23 +97,32 @@ PROVIDER_TRANSITIONS: Final[dict[tuple[ProviderState, ProviderEvent], ProviderSt
     (_P.FORMED, _PE.OUTPUT_STARTED): _P.RUNNING,
     (_P.FORMED, _PE.START_PASSED): _P.EXPIRED,
     (_P.FORMED, _PE.CANCEL_CAME): _P.CANCELLED,
-    (_P.FORMED, _PE.STREAM_LOST): _P.CANCELLED,
+    (_P.FORMED, _PE.STREAM_LOST): _P.DETACHED,
+    (_P.FORMED, _PE.RULE_BROKEN): _P.CANCELLED,
     (_P.FORMED, _PE.JOB_FAILED): _P.FAILED,
     (_P.RUNNING, _PE.CREDIT_USED_UP): _P.PAUSED_UNPAID,
     (_P.RUNNING, _PE.RECEIPT_SENT): _P.FINISHED,
     (_P.RUNNING, _PE.CANCEL_CAME): _P.CANCELLED,
-    (_P.RUNNING, _PE.STREAM_LOST): _P.CANCELLED,
+    (_P.RUNNING, _PE.STREAM_LOST): _P.DETACHED,
+    (_P.RUNNING, _PE.RULE_BROKEN): _P.CANCELLED,
     (_P.RUNNING, _PE.JOB_FAILED): _P.FAILED,
     (_P.PAUSED_UNPAID, _PE.VOUCHER_CAME): _P.RUNNING,
     (_P.PAUSED_UNPAID, _PE.VOUCHER_OVERDUE): _P.UNPAID,
     (_P.PAUSED_UNPAID, _PE.CANCEL_CAME): _P.CANCELLED,
-    (_P.PAUSED_UNPAID, _PE.STREAM_LOST): _P.UNPAID,
+    (_P.PAUSED_UNPAID, _PE.STREAM_LOST): _P.DETACHED,
+    (_P.PAUSED_UNPAID, _PE.RULE_BROKEN): _P.UNPAID,
     (_P.PAUSED_UNPAID, _PE.JOB_FAILED): _P.FAILED,
+    # Whatever it was before: one that has to wait for a voucher pauses again at once.
+    (_P.DETACHED, _PE.STREAM_BACK): _P.RUNNING,
+    (_P.DETACHED, _PE.RESUME_OVERDUE): _P.CANCELLED,
+    (_P.DETACHED, _PE.RULE_BROKEN): _P.CANCELLED,
+    (_P.DETACHED, _PE.JOB_FAILED): _P.FAILED,
     (_P.FINISHED, _PE.CLOSING_CAME): _P.CLOSED,
     (_P.FINISHED, _PE.CLOSING_OVERDUE): _P.UNPAID,
-    # After the receipt a lost stream or a cancel is a closing that never came: at most the credit is open.
-    (_P.FINISHED, _PE.STREAM_LOST): _P.UNPAID,
+    # After the receipt nothing is left to do but to hear the closing, over whichever stream: one that is lost
+    # changes nothing. A cancel is a closing that will never come.
     (_P.FINISHED, _PE.CANCEL_CAME): _P.UNPAID,
+    (_P.FINISHED, _PE.RULE_BROKEN): _P.UNPAID,
 }
 
 REQUESTER_TRANSITIONS: Final[dict[tuple[RequesterState, RequesterEvent], RequesterState]] = {
@@ -127,15 +143,19 @@ REQUESTER_TRANSITIONS: Final[dict[tuple[RequesterState, RequesterEvent], Request
     (_R.OFFERED, _RE.USER_CANCELLED): _R.CANCELLED,
     (_R.FORMED, _RE.OUTPUT_CAME): _R.STREAMING,
     (_R.FORMED, _RE.RECEIPT_CAME): _R.VERIFYING,
-    (_R.FORMED, _RE.PROVIDER_SILENT): _R.LOST,
-    (_R.FORMED, _RE.STREAM_LOST): _R.LOST,
+    (_R.FORMED, _RE.PROVIDER_SILENT): _R.RESUMING,
+    (_R.FORMED, _RE.STREAM_LOST): _R.RESUMING,
     (_R.FORMED, _RE.RULE_BROKEN): _R.DISPUTED,
     (_R.FORMED, _RE.USER_CANCELLED): _R.CANCELLED,
     (_R.STREAMING, _RE.RECEIPT_CAME): _R.VERIFYING,
-    (_R.STREAMING, _RE.PROVIDER_SILENT): _R.LOST,
-    (_R.STREAMING, _RE.STREAM_LOST): _R.LOST,
+    (_R.STREAMING, _RE.PROVIDER_SILENT): _R.RESUMING,
+    (_R.STREAMING, _RE.STREAM_LOST): _R.RESUMING,
     (_R.STREAMING, _RE.RULE_BROKEN): _R.DISPUTED,
     (_R.STREAMING, _RE.USER_CANCELLED): _R.CANCELLED,
+    (_R.RESUMING, _RE.STREAM_BACK): _R.STREAMING,
+    (_R.RESUMING, _RE.RESUME_FAILED): _R.LOST,
+    (_R.RESUMING, _RE.RULE_BROKEN): _R.DISPUTED,
+    (_R.RESUMING, _RE.USER_CANCELLED): _R.CANCELLED,
     (_R.VERIFYING, _RE.RECEIPT_HOLDS): _R.CLOSED,
     (_R.VERIFYING, _RE.RULE_BROKEN): _R.DISPUTED,
     (_R.VERIFYING, _RE.STREAM_LOST): _R.LOST,
@@ -161,6 +181,19 @@ def is_final(state: ProviderState | RequesterState) -> bool:
     if isinstance(state, ProviderState):
         return all(source is not state for source, _event in PROVIDER_TRANSITIONS)
     return all(source is not state for source, _event in REQUESTER_TRANSITIONS)
+
+
+def interrupted(state: ProviderState | RequesterState) -> ProviderState | RequesterState:
+    """Return where a stop of the node itself leaves an open contract: nothing of the work outlives it.
+
+    A provider's job has failed by its own fault, so no debt stays with the requester, unless the receipt was out.
+    """
+    if isinstance(state, ProviderState):
+        is_out = state is ProviderState.FINISHED
+        return advance_provider(state, ProviderEvent.CLOSING_OVERDUE if is_out else ProviderEvent.JOB_FAILED)
+    if state is not RequesterState.RESUMING:
+        state = advance_requester(state, RequesterEvent.STREAM_LOST)
+    return state if is_final(state) else advance_requester(state, RequesterEvent.RESUME_FAILED)
 
 
 def _advance(table: dict[tuple[S, E], S], state: S, event: E) -> S:

@@ -21,15 +21,7 @@ from protocol.envelope import Envelope
 from protocol.equivocation import Proof, contradiction_untrusted, encode_proof
 from protocol.errors import RemoteProtocolError
 from protocol.statement import Statement
-from protocol.states import (
-    ProviderEvent,
-    ProviderState,
-    RequesterEvent,
-    RequesterState,
-    advance_provider,
-    advance_requester,
-    is_final,
-)
+from protocol.states import ProviderState, RequesterState, interrupted, is_final
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 FIRST_HASH: Final = bytes(32)
@@ -219,23 +211,12 @@ class LedgerStore:
         return {PeerId(peer_id): Microcredits(owed) for peer_id, owed in found}
 
     def end_interrupted(self, only: Collection[MessageId] | None = None) -> int:
-        """End the contracts that a crash of ours left open, or of them ``only`` these; return how many there were.
-
-        What we were working on has failed, by our fault: no debt stays with the requester. Everything else ends as
-        if the stream had been lost.
-        """
+        """End the contracts that a crash of ours left open, or ``only`` these of them; return how many it were."""
         moved = []
         for row in self.contracts(limit=-1):
             if is_final(row.state) or not (only is None or row.contract_id in only):
                 continue
-            state: ProviderState | RequesterState
-            if isinstance(row.state, RequesterState):
-                state = advance_requester(row.state, RequesterEvent.STREAM_LOST)
-            elif row.state is ProviderState.FINISHED:
-                state = advance_provider(row.state, ProviderEvent.STREAM_LOST)
-            else:
-                state = advance_provider(row.state, ProviderEvent.JOB_FAILED)
-            moved.append((str(state), row.contract_id))
+            moved.append((str(interrupted(row.state)), row.contract_id))
         # One transaction, so one wait for the disk.
         with self._transaction():
             self.db.executemany("UPDATE contract SET state = ? WHERE contract_id = ?", moved)

@@ -57,6 +57,8 @@ class PassedOver:
     peer_id: PeerId
     code: DeclineCode | PeerFault
     message: str
+    retry_after_s: float = 0.0
+    """When it asks to be tried again, if it does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,11 @@ from node.config import MarketSection
 from node.errors import ExecutionError, JobRefusedError, LedgerDiskError, LedgerError, NodeError, StreamLostError
 from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
+from node.market.accepted import Accepted, first_row
 from node.market.admission import Admission, Hold, Place, Refused
+from node.market.late import LateContract
 from node.market.party import Line, Party
-from node.market.provider_job import Accepted, ProviderJob
+from node.market.provider_job import ProviderJob
 from node.net.interface import Network, Stream
 from protocol import limits
 from protocol.contract import SALT_BYTES, Accept, Contract, check_contract_untrusted, hash_input
@@ -23,7 +25,8 @@ from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL, InputFrame
 from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices, not_dearer, price_bound
-from protocol.signed import Signed
+from protocol.resume import Resume
+from protocol.signed import Signed, SignedMessage
 from protocol.task import TOKEN_BYTES, GenerateInput, decode_input_untrusted
 from protocol.units import MS_PER_S, MessageId, Microcredits, ModelId, PeerId
 
@@ -58,6 +61,8 @@ class Provider:
         self._config = config
         self._on_change = on_change
         self.jobs: dict[MessageId, ProviderJob] = {}
+        self._undecided: dict[MessageId, trio.Event] = {}
+        self._late: set[MessageId] = set()
 
     def attach(self, network: Network) -> None:
         network.serve(QUOTE_PROTOCOL, self._serve_quote)
@@ -164,10 +169,16 @@ class Provider:
         line = Line(stream, self._party)
         try:
             with trio.fail_after(FIRST_WORD_S):
-                contract = await line.hear_untrusted(Contract)
+                first: Signed[SignedMessage] = await line.hear_untrusted(Contract, Resume)
+            if isinstance(first.message, Resume):
+                await self._resume(line, first.message)
+                return
+            assert isinstance(first.message, Contract)
+            contract = Signed(first.message, first.envelope)
             check_contract_untrusted(contract, provider=self._party.peer_id, now_ms=self._party.now_ms())
             try:
-                job = await self._accept(line, contract)
+                with self._deciding(contract.message_id):
+                    job = await self._accept(line, contract)
             except Refused as refused:
                 with trio.fail_after(FIRST_WORD_S):
                     await self._decline(line, contract.message_id, refused)
@@ -222,6 +233,38 @@ class Provider:
             may_owe=partial(self._may_owe, contract.message_id),
         )
         return ProviderJob(self._party, line, accepted)
+
+    async def _resume(self, line: Line, resume: Resume) -> None:
+        """Go on with a contract over this stream, or say from the books how it ended.
+
+        Raises: RemoteProtocolError, StreamLostError, LedgerError, TooSlowError.
+        """
+        contract_id = MessageId(resume.contract_id)
+        if (decided := self._undecided.get(contract_id)) is not None:
+            with trio.fail_after(FIRST_WORD_S):
+                await decided.wait()
+        job = self.jobs.get(contract_id)
+        if job is not None and job.contract.signer == line.peer_id and await job.attach(line, resume):
+            return
+        if contract_id in self._late:
+            raise RemoteProtocolError("resume: another stream settles this contract", reason=Reason.ORDER)
+        self._late.add(contract_id)
+        try:
+            await LateContract(self._party, line).serve(resume)
+        finally:
+            self._late.discard(contract_id)
+
+    @contextlib.contextmanager
+    def _deciding(self, contract_id: MessageId) -> Iterator[None]:
+        """Let a requester that asks about its offer wait for the answer, while there is none."""
+        if contract_id in self._undecided:
+            raise RemoteProtocolError("contract: offered on two streams at once", reason=Reason.ORDER)
+        decided = self._undecided[contract_id] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._undecided[contract_id]
+            decided.set()
 
     async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
         self.jobs[contract_id] = job
@@ -342,8 +385,7 @@ class Provider:
             self._party.entry(signed, contract.message.job_id, contract.signer, contract_id=contract.message_id)
             for signed in (contract, accept)
         ]
-        row = ProviderJob.first_row(contract, prompt.tokens_in, model=model.name, now_ms=now_ms)
-        await self._party.ledger.post(*entries, row=row)
+        await self._party.ledger.post(*entries, row=first_row(contract, accept, model=model.name))
         return accept
 
     async def _decline(self, line: Line, refers_to: MessageId, refused: Refused) -> None:

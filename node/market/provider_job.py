@@ -1,40 +1,45 @@
 """One accepted contract on the provider's side: runs it, meters it, is paid for it (spec 05, 07).
 
-Everything that happens arrives in one inbox, and one loop answers it, so no two tasks ever change the account.
+Everything that happens arrives in one inbox, and one loop answers it, so no two tasks ever change the account. A
+lost stream detaches the job; within ``DETACHED_MS_MAX`` the requester may go on over another one.
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, TypeAlias
+from dataclasses import replace
+from typing import Final
 
 import trio
 
 from node.clock import to_ms
-from node.errors import ExecutionError, LedgerError, StreamLostError
-from node.execution.interface import Executor, Piece, Prompt, ServedModel
-from node.ledger.entries import ContractRow
+from node.errors import ExecutionError, LedgerError
+from node.execution.interface import Executor, Piece
+from node.market.accepted import Accepted, first_row
+from node.market.attachment import FAREWELL_S, Attachment
+from node.market.inbox import Attached, Event, Heard, Inbox, LineEnded, WorkFailed
 from node.market.party import Line, Party
 from node.metrics import JobState
 from protocol import limits
 from protocol.account import ProviderAccount
-from protocol.contract import Accept, Cancel, Contract
+from protocol.contract import Cancel, Contract
 from protocol.errors import RemoteProtocolError
-from protocol.framing import AliveFrame, EnvelopeFrame, OutputFrame
+from protocol.framing import AliveFrame, OutputFrame
 from protocol.identity import peer_id_to_text
 from protocol.receipt import Closing, Receipt, ReceiptStatus
+from protocol.resume import Resume, check_requester_untrusted, resume_of_provider
 from protocol.signed import Signed, SignedMessage
 from protocol.states import ProviderEvent, ProviderState, advance_provider, is_final
 from protocol.task import GenerateOutput
-from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, UnixMs
+from protocol.units import MS_PER_S, MessageId, UnixMs
 from protocol.voucher import Meter, Voucher
 
 log = logging.getLogger(__name__)
 
-INBOX_SLACK: Final = 64
-"""Room beside the pieces of the answer; a peer that sends more waits."""
-FAREWELL_S: Final = 5.0
-"""After an early end, how long the last vouchers may still come in."""
+CLOSING_SLACK_S: Final = 0.25
+"""How long a last voucher waits for the closing right behind it: one write for both. A requester that hears no end
+mark brings both again, so a crash in between loses nothing."""
+DELIVERING_STATES: Final = (ProviderState.FORMED, ProviderState.RUNNING)
+ATTACHED_STATES: Final = (*DELIVERING_STATES, ProviderState.PAUSED_UNPAID)
 _JOB_STATES: Final[dict[ProviderState, JobState]] = {
     ProviderState.CLOSED: "closed",
     ProviderState.CANCELLED: "cancelled",
@@ -43,53 +48,21 @@ _JOB_STATES: Final[dict[ProviderState, JobState]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Heard:
-    """A signed message of the requester."""
-
-    signed: Signed[SignedMessage]
-
-
-@dataclass(frozen=True, slots=True)
-class _LineEnded:
-    """The requester finished or the stream broke; ``cause`` is None after an end mark."""
-
-    cause: Exception | None
-
-
-@dataclass(frozen=True, slots=True)
-class _WorkFailed:
-    cause: ExecutionError
-
-
-_Event: TypeAlias = Piece | _Heard | _LineEnded | _WorkFailed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
-    """A contract with both signatures, durable, and its prompt ready in a worker."""
-
-    contract: Signed[Contract]
-    accept: Signed[Accept]
-    salt: bytes
-    prompt: Prompt
-    model: ServedModel
-    may_owe: Callable[[Microcredits], bool]
-    """Whether this contract may come to that sum in all (spec 05, section 7); asked before each window."""
-
-
 class ProviderJob:
     """Runs one contract from *accept* to its end. ``unpaid`` is what it leaves open."""
 
     def __init__(self, party: Party, line: Line, accepted: Accepted) -> None:
         self._party = party
-        self._line = line
+        self._first_line = line
+        self._attachment = Attachment(line)
+        self._attached: Attached | None = None
         self._contract = accepted.contract
         self._terms = accepted.contract.message
         self._accept = accepted.accept
         self._prompt = accepted.prompt
         self._model = accepted.model
         self._may_owe = accepted.may_owe
+        self._first_row = first_row(accepted.contract, accepted.accept, model=accepted.model.name)
         self._account = ProviderAccount(
             self._contract.message_id, self._terms, salt=accepted.salt, tokens_in=accepted.prompt.tokens_in
         )
@@ -97,29 +70,13 @@ class ProviderJob:
         self._waiting: list[Piece] = []
         self._receipt: Signed[Receipt] | None = None
         self._work = trio.CancelScope()
-        self._line_is_lost = False
         self._heard: list[Signed[SignedMessage]] = []
+        self._heard_at = 0.0
         self._accepted_at = 0.0
         self._paused_at = 0.0
+        self._detached_at = 0.0
         self._receipt_at = 0.0
-
-    @staticmethod
-    def first_row(contract: Signed[Contract], tokens_in: int, *, model: str, now_ms: UnixMs) -> ContractRow:
-        """Return the ledger's row of a contract that has just been accepted."""
-        return ContractRow(
-            contract_id=contract.message_id,
-            job_id=JobId(contract.message.job_id),
-            role="provider",
-            peer_id=contract.signer,
-            model_id=ModelId(contract.message.model_id),
-            model=model,
-            state=ProviderState.FORMED,
-            tokens_in=tokens_in,
-            tokens_out=0,
-            metered=Microcredits(0),
-            vouchered=Microcredits(0),
-            at_ms=now_ms,
-        )
+        self._inbox = Inbox(self._terms.tokens_out_max)
 
     @property
     def _name(self) -> str:
@@ -159,15 +116,14 @@ class ProviderJob:
         Raises: LedgerError: the next start of the daemon ends the contract in the books.
         """
         self._accepted_at = trio.current_time()
-        post, inbox = trio.open_memory_channel[_Event](self._terms.tokens_out_max + INBOX_SLACK)
         fault: LedgerError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._work_through, executor, post, vacate)
-                nursery.start_soon(self._listen, post)
+                nursery.start_soon(self._work_through, executor, vacate)
+                nursery.start_soon(self._inbox.listen, self._first_line)
                 nursery.start_soon(self._show_life)
                 try:
-                    await self._converse(inbox)
+                    await self._converse()
                 except LedgerError as exc:
                     # Raised below, bare: a nursery would wrap it in a group.
                     fault = exc
@@ -175,90 +131,84 @@ class ProviderJob:
             if fault is not None:
                 raise fault
         finally:
+            self._leave_streams()
             self._count()
             log.info(
                 "contract over",
                 extra={
                     "contract": self._name,
-                    "peer": peer_id_to_text(self._line.peer_id),
+                    "peer": peer_id_to_text(self._contract.signer),
                     "state": str(self.state),
                     "tokens_out": self.tokens_out,
                 },
             )
 
+    async def attach(self, line: Line, resume: Resume) -> bool:
+        """Go on over another stream of the requester's; see ``Inbox.attach``."""
+        return await self._inbox.attach(line, resume)
+
     # Tasks that feed the inbox.
 
-    async def _work_through(
-        self, executor: Executor, post: trio.MemorySendChannel[_Event], vacate: Callable[[MessageId], None]
-    ) -> None:
+    async def _work_through(self, executor: Executor, vacate: Callable[[MessageId], None]) -> None:
         try:
             with self._work:
                 await executor.generate(
                     self._prompt,
                     self._terms.sampling,
                     tokens_out_max=self._terms.tokens_out_max,
-                    sink=post,
+                    sink=self._inbox.pieces,
                 )
         except ExecutionError as exc:
-            await post.send(_WorkFailed(exc))
+            await self._inbox.put(WorkFailed(exc))
         finally:
             vacate(self._contract.message_id)
 
-    async def _listen(self, post: trio.MemorySendChannel[_Event]) -> None:
-        try:
-            while (frame := await self._line.receive_untrusted()) is not None:
-                if isinstance(frame, EnvelopeFrame):
-                    await post.send(_Heard(self._line.read_untrusted(frame, Voucher, Closing, Cancel)))
-        except (StreamLostError, RemoteProtocolError) as exc:
-            await post.send(_LineEnded(exc))
-        else:
-            await post.send(_LineEnded(None))
-
     async def _show_life(self) -> None:
         """Say that we are here while a prompt waits or is read: the requester gives up on silence."""
-        try:
-            while not is_final(self.state):
-                await trio.sleep(limits.ALIVE_PERIOD_MS / MS_PER_S)
-                await self._line.send(AliveFrame())
-        except StreamLostError:
-            return  # the listener sees the same loss and tells the loop
+        while not is_final(self.state):
+            await trio.sleep(limits.ALIVE_PERIOD_MS / MS_PER_S)
+            await self._attachment.send(AliveFrame())
 
     # The loop.
 
-    async def _converse(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
+    async def _converse(self) -> None:
         try:
-            await self._line.tell(self._accept)
+            await self._attachment.say(self._accept)
             while not is_final(self.state):
+                self._notice_loss()
                 # The timer bounds the wait alone: nothing that was begun is cut in half.
                 with trio.move_on_at(self._state_ends_at()) as timer:
-                    event = await inbox.receive()
+                    event = await self._inbox.receive()
                 if timer.cancelled_caught:
                     await self._overdue()
                     continue
                 await self._answer(event)
-                await self._answer_what_waits(inbox)
+                await self._answer_what_waits()
                 # One write for all that was heard, and before anything is said that rests on it.
                 await self._store_heard()
-                await self._deliver(inbox)
-            if not self._line_is_lost:
-                if self.state is not ProviderState.CLOSED:
-                    await self._farewell(inbox)
-                await self._line.finish()
-        except StreamLostError:
-            await self._line_lost()
+                await self._deliver()
+            if self.state is not ProviderState.CLOSED:
+                await self._farewell()
+            await self._attachment.finish()
         except RemoteProtocolError as exc:
             self._party.metrics.peer_rejected(exc.reason)
             log.warning(
                 "requester broke the protocol",
-                extra={"peer": peer_id_to_text(self._line.peer_id), "reason": exc.reason, "cause": str(exc)},
+                extra={"peer": peer_id_to_text(self._contract.signer), "reason": exc.reason, "cause": str(exc)},
             )
-            await self._line_lost()
+            await self._broken_off()
 
-    async def _answer_what_waits(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
+    def _notice_loss(self) -> None:
+        if not self._attachment.is_attached and self.state in ATTACHED_STATES:
+            self._move(ProviderEvent.STREAM_LOST)
+            self._detached_at = trio.current_time()
+            log.info("requester away", extra={"contract": self._name})
+
+    async def _answer_what_waits(self) -> None:
         """Take all that is here already, so that one frame carries every token that is ready."""
         while not is_final(self.state):
             try:
-                await self._answer(inbox.receive_nowait())
+                await self._answer(self._inbox.receive_nowait())
             except trio.WouldBlock:
                 return
 
@@ -268,41 +218,71 @@ class ProviderJob:
             case ProviderState.FORMED:
                 return self._on_trio_clock(self._terms.start_by_ms)
             case ProviderState.RUNNING:
-                return self._on_trio_clock(self._terms.end_by_ms)
+                # A stream that was lost and came back may have left it without any output yet.
+                return self._on_trio_clock(self._terms.end_by_ms if self.tokens_out else self._terms.start_by_ms)
             case ProviderState.PAUSED_UNPAID:
                 return self._paused_at + limits.VOUCHER_WAIT_MS_MAX / MS_PER_S
+            case ProviderState.DETACHED:
+                by_ms = self._terms.end_by_ms if self.tokens_out else self._terms.start_by_ms
+                back_by = self._detached_at + limits.DETACHED_MS_MAX / MS_PER_S
+                return min(back_by, self._on_trio_clock(by_ms))
             case _:
-                return self._receipt_at + limits.CLOSING_WAIT_MS_MAX / MS_PER_S
+                closed_by = self._receipt_at + limits.CLOSING_WAIT_MS_MAX / MS_PER_S
+                return min(closed_by, self._heard_at + CLOSING_SLACK_S) if self._heard else closed_by
 
     def _on_trio_clock(self, wall_ms: int) -> float:
         # From our own acceptance: the requester's clock may be a minute off, the spans that it signed are not.
         return self._accepted_at + (wall_ms - self._terms.made_at_ms) / MS_PER_S
 
-    async def _answer(self, event: _Event) -> None:
+    async def _answer(self, event: Event) -> None:
         match event:
             case Piece():
                 self._waiting.append(event)
-            case _Heard(signed):
+            case Heard(signed):
                 await self._hear(signed)
-            case _LineEnded(RemoteProtocolError() as cause):
+            case Attached():
+                await self._take_back(event)
+            case LineEnded(line=line) if not self._attachment.speaks_over(line):
+                pass  # another one has taken its place
+            case LineEnded(cause=RemoteProtocolError() as cause):
                 raise cause
-            case _LineEnded(lost):
-                log.info(
-                    "requester gone", extra={"contract": self._name, "cause": str(lost or "it finished early")}
-                )
-                await self._line_lost()
-            case _WorkFailed() if self._receipt is not None:
+            case LineEnded(cause=None):
+                log.info("requester left early", extra={"contract": self._name})
+                await self._broken_off()
+            case LineEnded(cause=cause):
+                self._attachment.let_go()
+            case WorkFailed() if self._receipt is not None:
                 pass  # the answer is out: what became of the worker is no matter of this contract
-            case _WorkFailed(cause):
+            case WorkFailed(cause):
                 log.warning("job failed here", extra={"code": cause.code, "cause": str(cause)})
                 await self._end(ProviderEvent.JOB_FAILED, "failed")
+
+    async def _take_back(self, attached: Attached) -> None:
+        """Go on over the stream that the requester brought; it says what it lacks."""
+        if self._attached is not None:
+            self._attached.done.set()
+        self._attached, attached.was_taken = attached, True
+        check_requester_untrusted(
+            attached.resume, self._account, frames_kept_from=self._attachment.frames_kept_from
+        )
+        # It may have seen the loss before we did.
+        self._attachment.let_go()
+        self._notice_loss()
+        own = resume_of_provider(self._contract.message_id, self._account, is_over=False)
+        await self._attachment.move_to(attached.line, self._party.sign(own), attached.resume)
+        if self.state is ProviderState.DETACHED:
+            self._move(ProviderEvent.STREAM_BACK)
+            log.info("requester back", extra={"contract": self._name})
+        if attached.resume.standing == "over" and self.state is not ProviderState.FINISHED:
+            await self._end(ProviderEvent.CANCEL_CAME, "partial")
 
     async def _hear(self, signed: Signed[SignedMessage]) -> None:
         try:
             await self._take(signed)
         except RemoteProtocolError:
             # A second message for a place that is taken proves against its signer, once the first is in the books.
-            await self._store_heard()
+            if self._heard:
+                await self._store()
             await self._party.ledger.witness(signed.envelope, self._party.now_ms())
             raise
 
@@ -311,10 +291,12 @@ class ProviderJob:
             case Voucher() as voucher:
                 before = self._account.vouchered
                 self._account.voucher_untrusted(voucher)
+                self._attachment.accepted(voucher.meter)
                 self._party.metrics.earned.inc(self._account.vouchered - before)
                 if self.state is ProviderState.PAUSED_UNPAID and not self._must_pause():
                     self._move(ProviderEvent.VOUCHER_CAME)
                 self._heard.append(signed)
+                self._heard_at = trio.current_time()
             case Closing() as closing if self._receipt is not None:
                 self._account.closing_untrusted(closing, self._receipt.message_id)
                 if self.state is ProviderState.FINISHED:
@@ -326,37 +308,46 @@ class ProviderJob:
             case _:
                 log.debug("message out of order ignored", extra={"kind": signed.envelope.kind})
 
-    async def _deliver(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
+    async def _deliver(self) -> None:
         """Send what waits, as far as credit goes; the receipt follows the last piece.
 
-        Between two frames the requester is heard: its cancel must not wait for a whole answer.
+        Nothing is counted that nobody was there to take. Between two frames the requester is heard: its cancel
+        must not wait for a whole answer.
         """
-        while self._waiting and self.state in (ProviderState.FORMED, ProviderState.RUNNING):
-            if self.state is ProviderState.FORMED:
-                self._move(ProviderEvent.OUTPUT_STARTED)
-                waited_s = trio.current_time() - self._accepted_at
-                self._party.metrics.first_token("worker", self._model.name, waited_s)
-            output = self._next_output()
-            sequence, data = self._account.output(output)
-            await self._line.send(OutputFrame(sequence, data))
-            if output.finish is not None:
-                meter = self._make_meter(final=True)
-                receipt = self._make_receipt("complete")
-                self._move(ProviderEvent.RECEIPT_SENT)
-                self._receipt_at = trio.current_time()
-                await self._store(meter, receipt)
-                await self._line.tell(meter)
-                await self._line.tell(receipt)
-                return
-            if self._account.window_is_full():
+        while self._attachment.is_attached and self.state in DELIVERING_STATES:
+            if self._account.delivered.finish is not None:
+                await self._complete()
+            elif self._account.window_is_full():
                 meter = self._make_meter(final=False)
                 await self._store(meter)
-                await self._line.tell(meter)
-            if self._must_pause():
+                await self._attachment.say(meter)
+            elif self.tokens_out and self._must_pause():
                 self._move(ProviderEvent.CREDIT_USED_UP)
                 self._paused_at = trio.current_time()
-            await self._answer_what_waits(inbox)
-            await self._store_heard()
+            elif self._waiting:
+                await self._send_next()
+                await self._answer_what_waits()
+                await self._store_heard()
+            else:
+                return
+
+    async def _send_next(self) -> None:
+        if self.state is ProviderState.FORMED:
+            self._move(ProviderEvent.OUTPUT_STARTED)
+        if not self.tokens_out:
+            waited_s = trio.current_time() - self._accepted_at
+            self._party.metrics.first_token("worker", self._model.name, waited_s)
+        sequence, data = self._account.output(self._next_output())
+        await self._attachment.say(OutputFrame(sequence, data))
+
+    async def _complete(self) -> None:
+        meter = self._make_meter(final=True)
+        receipt = self._make_receipt("complete")
+        self._move(ProviderEvent.RECEIPT_SENT)
+        self._receipt_at = trio.current_time()
+        await self._store(meter, receipt)
+        await self._attachment.say(meter)
+        await self._attachment.say(receipt)
 
     def _next_output(self) -> GenerateOutput:
         """Join waiting pieces up to the window's end: a frame costs the same whether it has one token or fifty."""
@@ -397,20 +388,15 @@ class ProviderJob:
             return
         receipt = self._make_receipt(status)
         await self._store(receipt)
-        await self._line.tell(receipt)
+        await self._attachment.say(receipt)
 
-    async def _line_lost(self) -> None:
-        """Nobody listens: keep the receipt for whoever asks later."""
-        self._line_is_lost = True
-        self._stop_working()
+    async def _broken_off(self) -> None:
+        """The requester broke a rule, or left: keep the receipt for whoever asks later."""
+        self._attachment.let_go()
         if is_final(self.state):
             await self._store_heard()
-            return
-        self._move(ProviderEvent.STREAM_LOST)
-        if self._receipt is None:
-            await self._store(self._make_receipt("partial"))
         else:
-            await self._store()
+            await self._end(ProviderEvent.RULE_BROKEN, "partial")
 
     def _stop_working(self) -> None:
         self._work.cancel()
@@ -424,18 +410,29 @@ class ProviderJob:
                 await self._end(ProviderEvent.JOB_FAILED, "failed")
             case ProviderState.PAUSED_UNPAID:
                 await self._end(ProviderEvent.VOUCHER_OVERDUE, "partial")
+            case ProviderState.DETACHED:
+                await self._end(ProviderEvent.RESUME_OVERDUE, "partial")
             case _:
-                self._move(ProviderEvent.CLOSING_OVERDUE)
+                if trio.current_time() >= self._receipt_at + limits.CLOSING_WAIT_MS_MAX / MS_PER_S:
+                    self._move(ProviderEvent.CLOSING_OVERDUE)
                 await self._store()
 
-    async def _farewell(self, inbox: trio.MemoryReceiveChannel[_Event]) -> None:
+    async def _farewell(self) -> None:
         """Take in vouchers and the closing that were under way when the contract ended early."""
+        if not self._attachment.is_attached:
+            return
         with trio.move_on_after(FAREWELL_S):
-            async for event in inbox:
-                if isinstance(event, _LineEnded):
+            while True:
+                event = await self._inbox.receive()
+                if isinstance(event, LineEnded) and self._attachment.speaks_over(event.line):
                     return
-                if isinstance(event, _Heard) and not isinstance(event.signed.message, Cancel):
-                    await self._hear(event.signed)
+                if isinstance(event, Attached):
+                    event.done.set()  # what the books say is all there is to say
+                if isinstance(event, Heard):
+                    if isinstance(event.signed.message, Cancel):
+                        self._heard.append(event.signed)
+                    else:
+                        await self._hear(event.signed)
                     await self._store_heard()
 
     # Small things.
@@ -446,6 +443,11 @@ class ProviderJob:
 
     def _elapsed_ms(self) -> int:
         return to_ms(trio.current_time() - self._accepted_at)
+
+    def _leave_streams(self) -> None:
+        if self._attached is not None:
+            self._attached.done.set()
+        self._inbox.close()
 
     def _count(self) -> None:
         metrics, model = self._party.metrics, self._model.name
@@ -459,7 +461,7 @@ class ProviderJob:
         self.state = advance_provider(self.state, event)
 
     async def _store_heard(self) -> None:
-        if self._heard:
+        if self._heard and self.state is not ProviderState.FINISHED:
             await self._store()
 
     async def _store(self, *own: Signed[SignedMessage]) -> None:
@@ -467,22 +469,15 @@ class ProviderJob:
         heard, self._heard = self._heard, []
         entries = [
             self._party.entry(
-                signed, self._terms.job_id, self._line.peer_id, contract_id=self._contract.message_id
+                signed, self._terms.job_id, self._contract.signer, contract_id=self._contract.message_id
             )
             for signed in (*heard, *own)
         ]
-        row = ContractRow(
-            contract_id=self._contract.message_id,
-            job_id=JobId(self._terms.job_id),
-            role="provider",
-            peer_id=self._line.peer_id,
-            model_id=ModelId(self._terms.model_id),
-            model=self._model.name,
+        row = replace(
+            self._first_row,
             state=self.state,
-            tokens_in=self._prompt.tokens_in,
             tokens_out=self.tokens_out,
             metered=self._account.metered,
             vouchered=self._account.vouchered,
-            at_ms=UnixMs(self._accept.message.accepted_at_ms),
         )
         await self._party.ledger.post(*entries, row=row)

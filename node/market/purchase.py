@@ -5,22 +5,47 @@ Values only; ``requester.py`` makes them and ``requester_job.py`` carries one at
 
 from dataclasses import dataclass, field
 
+import trio
+
 from node.market.order import Order, PeerFault
-from protocol.errors import DeclineCode
+from protocol import limits
+from protocol.errors import DeclineCode, RemoteProtocolError
 from protocol.fields import Dtype
+from protocol.offer import Decline
 from protocol.price import Prices
 from protocol.task import FinishReason
-from protocol.units import JobId, MessageId, Microcredits
+from protocol.units import MS_PER_S, JobId, MessageId, Microcredits
 
 
 class AttemptFailedError(Exception):
     """This provider did not answer the order. Nothing is wrong with us."""
 
-    def __init__(self, code: DeclineCode | PeerFault, message: str, *, wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        code: DeclineCode | PeerFault,
+        message: str,
+        *,
+        wait_s: float = 0.0,
+        retry_after_s: float = 0.0,
+        price_min: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.wait_s = wait_s
         """An offer of ours may still be open for so long: no second contract before that."""
+        self.retry_after_s = retry_after_s
+        """The provider's own word on when to come back."""
+        self.price_min = price_min
+
+    @classmethod
+    def declined(cls, decline: Decline) -> "AttemptFailedError":
+        """Return what a decline says, its counter-offer included."""
+        message = decline.message
+        if decline.tokens_max is not None:
+            message += f" (at most {decline.tokens_max} tokens)"
+        # A stranger's number decides how long we wait: within what a quote may be held.
+        retry_ms = min(decline.retry_after_ms or 0, limits.QUOTE_HOLD_MS_MAX)
+        return cls(decline.code, message, retry_after_s=retry_ms / MS_PER_S, price_min=decline.price_min)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,3 +90,14 @@ class Purchase:
     price_max: Microcredits
     ends_at: float
     """In trio time."""
+
+
+def failed_by(exc: Exception, what: str, *, wait_s: float = 0.0) -> AttemptFailedError:
+    """Return how an attempt ends by a fault of the provider's, or of the way to it."""
+    match exc:
+        case RemoteProtocolError():
+            return AttemptFailedError("broke_protocol", f"{what}: {exc}", wait_s=wait_s)
+        case trio.TooSlowError():
+            return AttemptFailedError("silent", f"{what} in time", wait_s=wait_s)
+        case _:
+            return AttemptFailedError("unreachable", f"{what}: {exc}", wait_s=wait_s)

@@ -7,6 +7,7 @@ on at the next token with the same seed, so that the reader sees no token lost a
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from typing import Final
 
@@ -18,6 +19,8 @@ from node.config import MarketSection
 from node.discovery.directory import Candidate, Directory, names_model
 from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportError
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
+from node.market.aftercare import Aftercare
+from node.market.attempt import Attempt
 from node.market.order import (
     Asking,
     Contracted,
@@ -35,10 +38,10 @@ from node.market.order import (
 )
 from node.market.party import Party
 from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
-from node.market.requester_job import RequesterJob
+from node.market.requester_job import RESUME_WAIT_S, RequesterJob
 from node.market.spending import Spending
 from node.metrics import JobState, Role
-from node.net.interface import Network
+from node.net.interface import Network, Stream
 from protocol import limits
 from protocol.errors import DeclineCode, LocalProtocolError, RemoteProtocolError
 from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
@@ -84,9 +87,14 @@ class Requester:
         self._config = config
         self._look_up = look_up
         self.spending = Spending(config, clock=trio.current_time)
+        self._aftercare = Aftercare(party, self._open_job_stream)
         self.jobs: dict[JobId, RequesterJob] = {}
         self.jobs_here: dict[JobId, str] = {}
         """Orders that our own devices carry out, by the model's name."""
+
+    async def run(self) -> None:
+        """Bring providers what could not be brought at once, until cancelled; orders are taken at any time."""
+        await self._aftercare.run()
 
     async def submit(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> None:
         """Run an order to its end and send every event, ``Finished`` last.
@@ -307,7 +315,8 @@ class Requester:
         busy = {peer for peer, passed in refusals.items() if passed.code == DeclineCode.BUSY}
         if busy and trio.current_time() + BUSY_RETRY_S < patience_ends_at:
             # Full jitter: a hundred requesters that were refused together must not come back together.
-            await trio.sleep(BUSY_RETRY_S * (1 + self._party.entropy(1)[0] / 255))
+            wait_s = max(BUSY_RETRY_S, min(refusals[peer].retry_after_s for peer in busy))
+            await trio.sleep(wait_s * (1 + self._party.entropy(1)[0] / 255))
             again = [it for it in self._ranked(purchase) if it.peer_id in busy]
             if again:
                 return again
@@ -365,17 +374,19 @@ class Requester:
     ) -> MessageId | None:
         """Return the receipt's id, or None after noting why this one is passed over."""
         order = purchase.order
-        job = RequesterJob(self._party, purchase, candidate, emit=sink.send)
+        job = RequesterJob(self._party, purchase, candidate, emit=sink.send, leave=self._aftercare.note)
         self.jobs[purchase.job_id] = job
         try:
-            return await self._attempt(job, purchase, candidate)
+            return await self._attempt(job, purchase, candidate, patience_s=self._patience_s(purchase, refusals))
         except AttemptFailedError as exc:
             if order.path == "auto" and job.took_standing_offer and exc.code in ASK_INSTEAD:
                 # What it tells everybody does not hold for us now; what it quotes will.
                 asked = replace(purchase, order=replace(order, path="quote"))
                 return await self._try(asked, candidate, refusals, sink)
             # Whatever it says, the next one is asked: a liar's "bad input" must not end everybody's orders.
-            passed = PassedOver(peer_id=candidate.peer_id, code=exc.code, message=str(exc))
+            passed = PassedOver(
+                peer_id=candidate.peer_id, code=exc.code, message=str(exc), retry_after_s=exc.retry_after_s
+            )
             refusals[candidate.peer_id] = passed
             if isinstance(exc.__cause__, RemoteProtocolError):
                 self._party.metrics.peer_rejected(exc.__cause__.reason)
@@ -397,7 +408,22 @@ class Requester:
         self._party.metrics.first_token(role, model, finished.first_token_ms / MS_PER_S)
         self._party.metrics.job_took(role, model, finished.duration_ms / MS_PER_S)
 
-    async def _attempt(self, job: RequesterJob, purchase: Purchase, candidate: Candidate) -> MessageId:
+    def _patience_s(self, purchase: Purchase, refusals: dict[PeerId, PassedOver]) -> float:
+        """Return how long to try to get a lost stream back: hardly, while somebody else could go on."""
+        left = [it for it in self._ranked(purchase) if it.peer_id not in refusals]
+        return 0.0 if len(left) > 1 else limits.DETACHED_MS_MAX / MS_PER_S - RESUME_WAIT_S
+
+    async def _open_job_stream(self, peer_id: PeerId) -> Stream:
+        return await self._network.open_stream(peer_id, JOB_PROTOCOL)
+
+    async def _dial(self, peer_id: PeerId) -> Stream:
+        """Raises: TransportError, TooSlowError."""
+        with trio.fail_after(DIAL_WAIT_S):
+            return await self._open_job_stream(peer_id)
+
+    async def _attempt(
+        self, job: RequesterJob, purchase: Purchase, candidate: Candidate, *, patience_s: float
+    ) -> MessageId:
         order = purchase.order
         if purchase.tokens_held + purchase.tokens_out_max >= candidate.offer.context_tokens:
             raise AttemptFailedError(
@@ -406,15 +432,14 @@ class Requester:
             )
         try:
             terms = await self._agree(job, order, candidate)
-            with trio.fail_after(DIAL_WAIT_S):
-                stream = await self._network.open_stream(candidate.peer_id, JOB_PROTOCOL)
+            dial = partial(self._dial, candidate.peer_id)
+            attempt = Attempt(self._party, job, dial=dial, patience_s=patience_s)
+            with self.spending.at_risk(candidate.peer_id, terms.price_max, purchase.log):
+                return await attempt.buy(terms)
         except TransportError as exc:
             raise AttemptFailedError("unreachable", str(exc)) from exc
         except trio.TooSlowError as exc:
             raise AttemptFailedError("unreachable", f"no connection within {DIAL_WAIT_S:g} s") from exc
-        async with stream:
-            with self.spending.at_risk(candidate.peer_id, terms.price_max, purchase.log):
-                return await job.buy(stream, terms)
 
     async def _agree(self, job: RequesterJob, order: Order, candidate: Candidate) -> Terms:
         """Raises: AttemptFailedError, TransportError, TooSlowError."""

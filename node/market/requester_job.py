@@ -1,7 +1,8 @@
 """One attempt at one provider, from the requester's side: ask, contract, stream, pay, close (spec 03, 05, 07).
 
-The requester recounts everything and trusts nothing it cannot recompute. An attempt ends with a receipt, or in an
-``AttemptFailedError`` that says whether the next provider may be asked, and from when.
+The requester recounts everything and trusts nothing it cannot recompute. Which streams it speaks over is
+``attempt.py``'s to say. It ends with a receipt, or in an ``AttemptFailedError`` that says whether the next one may
+be asked, and from when.
 """
 
 import logging
@@ -14,9 +15,10 @@ from node.clock import to_ms
 from node.discovery.directory import Candidate
 from node.errors import LedgerError, StreamLostError
 from node.ledger.entries import ContractRow, Entry
+from node.market.enquiry import ask
 from node.market.order import Contracted, JobEvent, Output, Quoted
 from node.market.party import Line, Party
-from node.market.purchase import AttemptFailedError, Purchase, Terms
+from node.market.purchase import AttemptFailedError, Purchase, Terms, failed_by
 from node.market.terms import Deal
 from node.net.interface import Stream
 from protocol import limits
@@ -29,10 +31,11 @@ from protocol.contract import (
     check_accept_untrusted,
 )
 from protocol.errors import DeclineCode, Reason, RemoteProtocolError
-from protocol.framing import EnvelopeFrame, OutputFrame, split_input
+from protocol.framing import EnvelopeFrame, Frame, OutputFrame, split_input
 from protocol.identity import peer_id_to_text
-from protocol.offer import Ask, Decline, Quote
-from protocol.receipt import Closing, Receipt
+from protocol.offer import Decline, Quote
+from protocol.receipt import Receipt
+from protocol.resume import Resume, check_provider_untrusted, resume_of_requester
 from protocol.signed import Signed, SignedMessage
 from protocol.states import RequesterEvent, RequesterState, advance_requester, is_final
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
@@ -40,35 +43,47 @@ from protocol.voucher import Meter, Voucher
 
 log = logging.getLogger(__name__)
 
-ANSWER_WAIT_S: Final = 5.0
 FAREWELL_S: Final = 3.0
 """How long a cancelled job may still take to be told so and paid."""
+RECEIPT_SLACK_S: Final = 0.1
+"""How long the last voucher waits for the receipt right behind its meter: one write for both and the closing."""
+RESUME_WAIT_S: Final = 2.0
+"""For one attempt to get back to a provider: within it a killed one is refused and a frozen one is given up."""
 
-CancelCode: TypeAlias = Literal["user", "meter", "deadline"]
+CancelCode: TypeAlias = Literal["user", "meter", "deadline", "failed"]
 _BREAK_OFF_EVENTS: Final = {
     "user": RequesterEvent.USER_CANCELLED,
     "deadline": RequesterEvent.USER_CANCELLED,
     "meter": RequesterEvent.RULE_BROKEN,
 }
+_STANDINGS: Final = {"over": "ended it", "unknown": "does not know it"}
 
 Emit: TypeAlias = Callable[[JobEvent], Awaitable[None]]
+Leave: TypeAlias = Callable[[MessageId, PeerId], None]
 
 
 class RequesterJob:
     """Buys one job from one provider. Use it once."""
 
-    def __init__(self, party: Party, purchase: Purchase, candidate: Candidate, *, emit: Emit) -> None:
+    def __init__(
+        self, party: Party, purchase: Purchase, candidate: Candidate, *, emit: Emit, leave: Leave
+    ) -> None:
+        """``leave`` is told of a contract whose provider has not heard our last word."""
         self._party = party
         self._purchase = purchase
         self._candidate = candidate
         self._deal = Deal(purchase=purchase, candidate=candidate)
         self._emit = emit
+        self._leave = leave
         self.state = RequesterState.IDLE
         self.contract: Signed[Contract] | None = None
         self._quote: Signed[Quote] | None = None
         self._account: RequesterAccount | None = None
         self._untold: tuple[Signed[SignedMessage], Signed[Voucher]] | None = None
         """The last meter and its voucher, until that was sent."""
+        self._vouchers: list[Signed[Voucher]] = []
+        self._unstored: list[Signed[SignedMessage]] = []
+        """Heard, and written with whatever is signed next: nothing that was said rests on it before."""
         self._heard: Signed[SignedMessage] | None = None
         self._salt = b""
         self.tokens_in = 0
@@ -99,36 +114,19 @@ class RequesterJob:
 
     async def ask(self, stream: Stream) -> Terms:
         """Return the terms of a binding quote. Raises: AttemptFailedError, LedgerError."""
-        line = Line(stream, self._party)
+        self._move(RequesterEvent.ASK_SENT)
         try:
-            with trio.fail_after(ANSWER_WAIT_S):
-                ask = self._party.sign(self._deal.ask(now_ms=self._party.now_ms(), life_ms=self._life_ms()))
-                await self._party.ledger.post(self._entry(ask, None))
-                self._move(RequesterEvent.ASK_SENT)
-                await line.tell(ask)
-                await line.finish()
-                answer: Signed[SignedMessage] = await line.hear_untrusted(Quote, Decline)
-            return await self._take_quote(ask, answer)
+            quote = await ask(self._party, self._deal, stream, life_ms=self._life_ms())
         except (RemoteProtocolError, StreamLostError, trio.TooSlowError) as exc:
-            raise _failed(exc, "no quote") from exc
-
-    async def _take_quote(self, ask: Signed[Ask], answer: Signed[SignedMessage]) -> Terms:
-        match answer.message:
-            case Decline() as decline if decline.refers_to == ask.message_id:
-                self._move(RequesterEvent.DECLINE_CAME)
-                raise AttemptFailedError(decline.code, decline.message)
-            case Quote() as quote if quote.ask_id == ask.message_id:
-                pass
-            case _:
-                raise RemoteProtocolError("the answer is to another ask", reason=Reason.MEANING)
-        terms = self._deal.quoted(quote, answer.message_id, life_ms=self._life_ms())
+            raise failed_by(exc, "no quote") from exc
+        terms = self._deal.quoted(quote.message, quote.message_id, life_ms=self._life_ms())
         self._move(RequesterEvent.QUOTE_CAME)
-        self._quote = Signed(quote, answer.envelope)
+        self._quote = quote
         await self._emit(
             Quoted(
                 peer_id=self.peer_id,
                 price_max_microcredits=terms.price_max,
-                queue_ms=quote.first_token_ms,
+                queue_ms=quote.message.first_token_ms,
             )
         )
         return terms
@@ -141,36 +139,92 @@ class RequesterJob:
 
     # The contract.
 
-    async def buy(self, stream: Stream, terms: Terms) -> MessageId:
-        """Contract, receive, pay and close; return the receipt's id. The answer itself goes into the log.
+    async def converse(self, line: Line, begin: Callable[[Line], Awaitable[None]]) -> MessageId:
+        """Contract or resume, receive, pay and close; return the receipt's id. The answer goes into the log.
 
         Cancelling tells the provider so, takes its receipt and pays what it had metered, within ``FAREWELL_S``.
 
-        Raises: AttemptFailedError, LedgerError.
+        Raises: AttemptFailedError, LedgerError, StreamLostError, TooSlowError (no sign of life in time).
         """
-        line = Line(stream, self._party)
         try:
-            await self._offer(line, terms)
-            await self._await_accept(line)
+            await begin(line)
             return await self._receive(line)
         except RemoteProtocolError as exc:
-            wait_s = self._offer_open_s()
+            wait_s = self.offer_open_s()
             if self._heard is not None:
+                await self._store()
                 await self._party.ledger.witness(self._heard.envelope, self._party.now_ms())
             await self._break_off(line, "meter")
-            raise _failed(exc, "broke the protocol", wait_s=wait_s) from exc
-        except (StreamLostError, trio.TooSlowError) as exc:
-            silent = isinstance(exc, trio.TooSlowError)
-            wait_s = await self._lose(RequesterEvent.PROVIDER_SILENT if silent else RequesterEvent.STREAM_LOST)
-            raise _failed(exc, "no sign of life" if silent else "gone", wait_s=wait_s) from exc
-        except AttemptFailedError:
+            raise failed_by(exc, "broke the protocol", wait_s=wait_s) from exc
+        except (StreamLostError, trio.TooSlowError, AttemptFailedError):
             raise
         except BaseException:
             # Cancelled, or the reader of the answer is gone: the provider must not work on for nobody.
-            overdue = trio.current_time() >= self._purchase.ends_at
             with trio.CancelScope(shield=True), trio.move_on_after(FAREWELL_S):
-                await self._break_off(line, "deadline" if overdue else "user")
+                await self._break_off(line, self.why_cancelled())
             raise
+
+    def why_cancelled(self) -> CancelCode:
+        return "deadline" if trio.current_time() >= self._purchase.ends_at else "user"
+
+    async def begin(self, line: Line, *, terms: Terms) -> None:
+        """Offer a contract on the first stream and await its acceptance. Raises: as ``converse``."""
+        await self._offer(line, terms)
+        await self._await_accept(line)
+
+    # A lost stream.
+
+    def lost(self, *, is_silent: bool) -> None:
+        """Note that the stream is gone. An offer without an answer stays one."""
+        if self.state in (RequesterState.FORMED, RequesterState.STREAMING):
+            self._move(RequesterEvent.PROVIDER_SILENT if is_silent else RequesterEvent.STREAM_LOST)
+
+    async def reattach(self, line: Line) -> None:
+        """Say where we stand, and bring the provider what it lacks; it does the same."""
+        contract_id = self._contract().message_id
+        with trio.fail_after(RESUME_WAIT_S):
+            await line.tell(self._party.sign(resume_of_requester(contract_id, self._account, is_over=False)))
+            answer: Signed[Resume] = await line.hear_untrusted(Resume)
+        check_provider_untrusted(answer.message, contract_id, self._account)
+        if answer.message.standing != "open":
+            raise AttemptFailedError(
+                "unreachable",
+                "lost the job: it " + _STANDINGS[answer.message.standing],
+                wait_s=self.offer_open_s(),
+            )
+        if self._account is None:
+            await self._await_accept(line)
+            return
+        if self.state is RequesterState.RESUMING:
+            self._move(RequesterEvent.STREAM_BACK)
+        await self._keep_untold()
+        for voucher in self._vouchers:
+            if voucher.message.number > answer.message.voucher:
+                await line.tell(voucher)
+
+    async def _keep_untold(self) -> None:
+        """Write the newest voucher down, if that is not done; it goes out with those that the provider lacks."""
+        if self._untold is not None:
+            await self._store(*self._untold)
+            self._untold = None
+
+    async def give_up(self, code: CancelCode) -> None:
+        """End the contract without its provider, which is told when it can be reached again.
+
+        Raises: LedgerError.
+        """
+        if is_final(self.state) or self.contract is None:
+            return
+        self.lost(is_silent=False)
+        if code != "failed":
+            self._move(RequesterEvent.USER_CANCELLED)
+        elif self.state is RequesterState.OFFERED:
+            self._move(RequesterEvent.ANSWER_OVERDUE)
+        else:
+            self._move(RequesterEvent.RESUME_FAILED)
+        await self._keep_untold()
+        await self._store(self._make_cancel(code))
+        self._leave(self.contract.message_id, self.peer_id)
 
     async def _offer(self, line: Line, terms: Terms) -> None:
         if self._quote is None and self._candidate.listing.advert.expires_at_ms <= self._party.now_ms():
@@ -203,7 +257,7 @@ class RequesterJob:
             case Decline() as decline if decline.refers_to == contract.message_id:
                 self._move(RequesterEvent.DECLINE_CAME)
                 await self._store(answer)
-                raise AttemptFailedError(decline.code, decline.message)
+                raise AttemptFailedError.declined(decline)
             case Accept() as accept:
                 check_accept_untrusted(
                     Signed(accept, answer.envelope),
@@ -222,7 +276,7 @@ class RequesterJob:
             contract.message_id, contract.message, salt=self._salt, tokens_in=accept.tokens_in
         )
         self._move(RequesterEvent.ACCEPT_CAME)
-        await self._store(answer)
+        self._unstored.append(answer)
         await self._emit(
             Contracted(
                 peer_id=self.peer_id,
@@ -236,9 +290,22 @@ class RequesterJob:
 
     async def _receive(self, line: Line) -> MessageId:
         """Return the receipt's id once the receipt of a complete answer is checked and closed."""
+        signed = await self._until_receipt(line)
+        account = self._running_account()
+        account.receipt_untrusted(signed.message)
+        self._move(RequesterEvent.RECEIPT_CAME)
+        self._move(RequesterEvent.RECEIPT_HOLDS)
+        await self._part(line, signed)
+        status = signed.message.status
+        if status != "complete" or account.delivered.finish is None:
+            raise AttemptFailedError("failed", f"the provider ended the job: {status}")
+        return signed.message_id
+
+    async def _until_receipt(self, line: Line) -> Signed[Receipt]:
+        """Take in output and pay for it until the receipt comes. Raises: StreamLostError, TooSlowError."""
         while True:
-            with trio.fail_at(min(trio.current_time() + limits.SILENCE_MS_MAX / MS_PER_S, self._state_ends_at())):
-                frame = await line.receive_untrusted()
+            with trio.fail_at(min(trio.current_time() + limits.SILENCE_MS_MAX / MS_PER_S, self.state_ends_at())):
+                frame = await self._receive_or_pay(line)
             match frame:
                 case OutputFrame(sequence, data):
                     await self._take_output(sequence, data)
@@ -248,20 +315,30 @@ class RequesterJob:
                     if isinstance(signed.message, Meter):
                         await self._pay(line, signed.message, signed)
                     elif isinstance(signed.message, Receipt):
-                        return await self._close(line, signed.message, signed)
+                        return Signed(signed.message, signed.envelope)
                 case None:
                     raise StreamLostError("the provider ended the stream without a receipt")
                 case _:
                     pass
 
-    def _state_ends_at(self) -> float:
+    async def _receive_or_pay(self, line: Line) -> Frame | None:
+        """Return the next frame; the last voucher waits a moment for the receipt, but not longer."""
+        if self._untold is not None:
+            with trio.move_on_after(RECEIPT_SLACK_S):
+                return await line.receive_untrusted()
+            await self._tell_voucher(line)
+        return await line.receive_untrusted()
+
+    def state_ends_at(self) -> float:
         """Return when the present state's own timer fires, in trio time: a little after the provider's."""
         terms = self._contract().message
-        by_ms = terms.start_by_ms if self.state is RequesterState.FORMED else terms.end_by_ms
+        by_ms = terms.end_by_ms if self.tokens_out else terms.start_by_ms
         return self._sent_at + (by_ms - terms.made_at_ms) / MS_PER_S + FAREWELL_S
 
     async def _take_output(self, sequence: int, data: bytes) -> None:
         output = self._running_account().output_untrusted(sequence, data)
+        if is_final(self.state):
+            return  # cancelled: nobody reads on
         if self.state is RequesterState.FORMED:
             self._move(RequesterEvent.OUTPUT_CAME)
         answer_log = self._purchase.log
@@ -278,7 +355,9 @@ class RequesterJob:
         self._purchase.log.spent += account.promised - before
         self._party.metrics.spent.inc(account.promised - before)
         self._untold = signed, voucher
-        await self._tell_voucher(line)
+        self._vouchers.append(voucher)
+        if not meter.final:
+            await self._tell_voucher(line)
 
     async def _tell_voucher(self, line: Line) -> None:
         """Store and send the newest voucher, unless that is done.
@@ -288,49 +367,40 @@ class RequesterJob:
         with trio.CancelScope(shield=True), trio.fail_after(FAREWELL_S):
             if self._untold is not None:
                 await self._store(*self._untold)
-                await line.tell(self._untold[1])
-                self._untold = None
+            await self._tell_untold(line)
 
-    async def _close(self, line: Line, receipt: Receipt, signed: Signed[SignedMessage]) -> MessageId:
-        """Check the receipt, close the contract, and return its id or raise by what it says."""
-        account = self._running_account()
-        account.receipt_untrusted(receipt)
-        self._move(RequesterEvent.RECEIPT_CAME)
-        closing = self._party.sign(account.closing(signed.message_id, receipt.status))
-        self._move(RequesterEvent.RECEIPT_HOLDS)
-        await self._store(signed, closing)
-        await self._part(line, closing)
-        if receipt.status != "complete" or account.delivered.finish is None:
-            raise AttemptFailedError("failed", f"the provider ended the job: {receipt.status}")
-        return signed.message_id
+    async def _part(self, line: Line, receipt: Signed[Receipt]) -> None:
+        """Close, and wait for the provider's end mark: then its books are closed, too.
 
-    async def _part(self, line: Line, closing: Signed[Closing]) -> None:
-        """Send our last word and wait for the provider's end mark: then its books are closed, too.
-
-        Ours are closed already, so nothing that happens here matters any more.
+        Ours are closed first; a provider that cannot hear it now is told another time.
         """
-        with trio.move_on_after(FAREWELL_S):
-            try:
+        message = self._running_account().closing(receipt.message_id, receipt.message.status)
+        closing = self._party.sign(message)
+        await self._store(*(self._untold or ()), receipt, closing)
+        was_heard = False
+        try:
+            with trio.move_on_after(FAREWELL_S):
+                await self._tell_untold(line)
                 await line.tell(closing)
                 await line.finish()
                 while await line.receive_untrusted() is not None:
                     pass
-            except (StreamLostError, RemoteProtocolError) as exc:
-                log.info("no farewell", extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)})
+                was_heard = True
+        except (StreamLostError, RemoteProtocolError) as exc:
+            log.info("no farewell", extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)})
+        finally:
+            if not was_heard:
+                self._leave(self._contract().message_id, self.peer_id)
+
+    async def _tell_untold(self, line: Line) -> None:
+        """Send the newest voucher, which is stored, unless that was done."""
+        if self._untold is not None:
+            await line.tell(self._untold[1])
+            self._untold = None
 
     # Early ends.
 
-    async def _lose(self, event: RequesterEvent) -> float:
-        """Give up on a silent provider; return for how many seconds our offer may still be taken."""
-        wait_s = self._offer_open_s()
-        if self.state is RequesterState.OFFERED:
-            event = RequesterEvent.ANSWER_OVERDUE
-        if not is_final(self.state):
-            self._move(event)
-            await self._store()
-        return wait_s
-
-    def _offer_open_s(self) -> float:
+    def offer_open_s(self) -> float:
         """Return for how many seconds our offer may still be taken."""
         if self.state is not RequesterState.OFFERED:
             return 0.0
@@ -347,39 +417,27 @@ class RequesterJob:
             if self._account is None:
                 await self._store()
                 return
-            cancel = self._party.sign(
-                Cancel(contract_id=self.contract.message_id, code=code, meter=self._account.meters)
-            )
-            await self._tell_voucher(line)
-            await self._store(cancel)
+            cancel = self._make_cancel(code)
+            await self._store(*(self._untold or ()), cancel)
+            await self._tell_untold(line)
             await line.tell(cancel)
-            if code != "meter":
-                await self._take_leave(line)
-            await line.finish()
-        except (StreamLostError, RemoteProtocolError, LedgerError) as exc:
+            if code == "meter":
+                await line.finish()
+                return
+            receipt = await self._until_receipt(line)
+            self._running_account().receipt_untrusted(receipt.message)
+            await self._part(line, receipt)
+        except (StreamLostError, RemoteProtocolError, LedgerError, trio.TooSlowError) as exc:
             log.info(
                 "cancelled without a receipt",
                 extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)},
             )
+            if isinstance(exc, StreamLostError | trio.TooSlowError):
+                self._leave(self.contract.message_id, self.peer_id)
 
-    async def _take_leave(self, line: Line) -> None:
-        account = self._running_account()
-        while (frame := await line.receive_untrusted()) is not None:
-            match frame:
-                case OutputFrame(sequence, data):
-                    account.output_untrusted(sequence, data)
-                case EnvelopeFrame():
-                    signed: Signed[SignedMessage] = line.read_untrusted(frame, Meter, Receipt)
-                    if isinstance(signed.message, Meter):
-                        await self._pay(line, signed.message, signed)
-                    elif isinstance(signed.message, Receipt):
-                        account.receipt_untrusted(signed.message)
-                        closing = self._party.sign(account.closing(signed.message_id, signed.message.status))
-                        await self._store(signed, closing)
-                        await line.tell(closing)
-                        return
-                case _:
-                    pass
+    def _make_cancel(self, code: CancelCode) -> Signed[Cancel]:
+        meters = 0 if self._account is None else self._account.meters
+        return self._party.sign(Cancel(contract_id=self._contract().message_id, code=code, meter=meters))
 
     # Small things.
 
@@ -407,8 +465,10 @@ class RequesterJob:
     async def _store(self, *signed: Signed[SignedMessage]) -> None:
         """Write messages and where the contract stands: before anything is sent."""
         contract = self._contract()
+        unstored, self._unstored = self._unstored, []
         entries = [
-            self._entry(it, None if isinstance(it.message, Quote) else contract.message_id) for it in signed
+            self._entry(it, None if isinstance(it.message, Quote) else contract.message_id)
+            for it in (*unstored, *signed)
         ]
         account = self._account
         row = ContractRow(
@@ -426,13 +486,3 @@ class RequesterJob:
             at_ms=UnixMs(contract.message.made_at_ms),
         )
         await self._party.ledger.post(*entries, row=row)
-
-
-def _failed(exc: Exception, what: str, *, wait_s: float = 0.0) -> AttemptFailedError:
-    match exc:
-        case RemoteProtocolError():
-            return AttemptFailedError("broke_protocol", f"{what}: {exc}", wait_s=wait_s)
-        case trio.TooSlowError():
-            return AttemptFailedError("silent", f"{what} in time", wait_s=wait_s)
-        case _:
-            return AttemptFailedError("unreachable", f"{what}: {exc}", wait_s=wait_s)

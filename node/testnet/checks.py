@@ -14,7 +14,7 @@ from node.testnet.witness import Body, Life, SeenMessage, Witness
 from protocol.units import PeerId
 
 # Binds nobody, so no disk is spent on it.
-NEVER_STORED: Final = ("decline", "advert")
+NEVER_STORED: Final = ("decline", "advert", "resume")
 DURATION_SLACK_MS: Final = 250
 
 

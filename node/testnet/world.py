@@ -335,6 +335,7 @@ class World:
             address_of(other.name, other.peer_id) for other in self.nodes[:BOOTSTRAP_NODES] if other is not node
         )
         await nursery.start(rooms.discovery.run, bootstrap)
+        nursery.start_soon(rooms.requester.run)
         rooms.admission.slots = self.scenario.slots if node.serves else 0
         rooms.admission.queue_max = node.config.market.queue_max if node.serves else 0
         rooms.discovery.changed()

@@ -17,6 +17,7 @@ from protocol.framing import AliveFrame, EnvelopeFrame, Frame, OutputFrame, spli
 from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices
 from protocol.receipt import Closing, Receipt
+from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage, sign
 from protocol.statement import NO_HASH, Head, Parties, Settled, Statement, Sums, Tally, next_statement
 from protocol.task import ChatMessage, GenerateInput, GenerateOutput, Sampling, encode_input
@@ -165,6 +166,10 @@ def cancel(contract_id: MessageId) -> Cancel:
     return Cancel(contract_id=contract_id, code="user", meter=1)
 
 
+def resume(contract_id: MessageId) -> Resume:
+    return Resume(contract_id=contract_id, standing="open", frames=2, meter=1, voucher=1)
+
+
 # After the example job (151 µc) the provider has bought for 40 µc of the requester, and was paid 100 µc outside.
 PARTIES: Final = Parties.of(REQUESTER.peer_id, PROVIDER.peer_id)
 SUMS: Final = Sums(first_promised=40, second_promised=151, first_paid=0, second_paid=100)
@@ -279,6 +284,7 @@ def messages() -> dict[str, tuple[Ed25519Signer, SignedMessage]]:
         Receipt.kind: (PROVIDER, job[Receipt.kind].message),
         Closing.kind: (REQUESTER, job[Closing.kind].message),
         Cancel.kind: (REQUESTER, cancel(contract_id)),
+        Resume.kind: (REQUESTER, resume(contract_id)),
         Tally.kind: (PROVIDER, tally()),
         Statement.kind: (PROVIDER, statement()),
         Settled.kind: (PROVIDER, settled()),

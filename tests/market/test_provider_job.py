@@ -215,7 +215,7 @@ async def test_provider_ends_the_job_when_vouchers_outnumber_meters(world: World
         assert stored.count("voucher") <= 1
 
 
-async def test_provider_stops_when_the_requester_vanishes(world: World) -> None:
+async def test_provider_keeps_a_job_for_half_a_minute_when_the_requester_vanishes(world: World) -> None:
     provider = await world.node("p", executor=ScriptedExecutor(script=Script(step_s=0.5)), market=ONE_EACH)
     requester = await world.node("r")
     async with job_line(requester, provider) as rogue:
@@ -224,6 +224,9 @@ async def test_provider_stops_when_the_requester_vanishes(world: World) -> None:
         await trio.sleep(10)
         world.fabric.crash("r")
         await trio.sleep(1)
+        (job,) = provider.provider.jobs.values()
+        assert job.state is ProviderState.DETACHED
+        await trio.sleep(29.5)
         assert provider.executor.running == 0 and provider.admission.running == 0
     theirs = await provider.only_row()
     assert theirs.state is ProviderState.CANCELLED

@@ -147,24 +147,7 @@ async def test_partial_receipt_is_kept_when_the_stream_is_lost_in_mid_answer(wor
     assert isinstance(bought.error, JobFailedError) and bought.error.code == "unreachable"
     row = await buyer.only_row()
     assert row.state is RequesterState.LOST and row.tokens_out == 37
-    assert await buyer.kinds(row) == ["contract", "accept", "meter", "voucher"]
-
-
-async def test_provider_keeps_a_partial_receipt_when_the_requester_is_cut_off(world: World) -> None:
-    provider = await world.node("p", executor=ScriptedExecutor(script=Script(step_s=0.5)))
-    buyer = await world.node("r")
-    world.introduce(buyer, provider)
-
-    async def cut() -> None:
-        await trio.sleep(20)
-        await buyer.network.inner.disconnect(provider.peer_id)
-
-    world.nursery.start_soon(cut)
-    bought = await buy(buyer, order(tokens=100))
-    assert isinstance(bought.error, JobFailedError)
-    await trio.sleep(2)
-    row = await provider.only_row()
-    assert (await provider.kinds(row))[-1] == "receipt" and row.vouchered == (await buyer.only_row()).vouchered
+    assert await buyer.kinds(row) == ["contract", "accept", "meter", "voucher", "cancel"]
 
 
 async def test_next_candidate_waits_for_accept_by_when_a_provider_is_silent(world: World) -> None:
@@ -208,7 +191,7 @@ async def test_next_candidate_is_tried_when_a_provider_is_silent_before_its_firs
     bought = await buy(buyer, order())
     assert bought.finished.peer_id == honest.peer_id
     passed = [event for event in bought.events if isinstance(event, PassedOver)]
-    assert [it.code for it in passed] == ["silent"] and 10 <= bought.took_s <= 12
+    assert [it.code for it in passed] == ["silent"] and 6 <= bought.took_s <= 8
     assert len([event for event in bought.events if isinstance(event, Contracted)]) == 2
 
 

@@ -38,7 +38,7 @@ from protocol.units import MS_PER_S, Microcredits, NetworkId, PeerId, UnixMs
 from tests.fakes import EPOCH_MS, CountedEntropy, ScriptedExecutor, signer_of
 
 NETWORK = NetworkId(b"n" * 32)
-NEVER_STORED = ("decline", "tally")
+NEVER_STORED = ("decline", "resume", "tally")
 SETTLED_S = 90.0
 """Longer than every timer that a conversation leaves behind."""
 
@@ -253,6 +253,7 @@ class World:
                 node.admission.remember(standings, now=trio.current_time())
                 node.requester.spending.remember(standings)
                 await nursery.start(node.network.inner.run)
+                nursery.start_soon(node.requester.run)
                 task_status.started()
 
     async def stop(self, node: Node) -> None:

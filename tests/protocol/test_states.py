@@ -23,11 +23,13 @@ TIMERS = {
     # A running job ends by its own deadline as a failed one.
     ProviderState.RUNNING: ProviderEvent.JOB_FAILED,
     ProviderState.PAUSED_UNPAID: ProviderEvent.VOUCHER_OVERDUE,
+    ProviderState.DETACHED: ProviderEvent.RESUME_OVERDUE,
     ProviderState.FINISHED: ProviderEvent.CLOSING_OVERDUE,
     RequesterState.ASKED: RequesterEvent.ANSWER_OVERDUE,
     RequesterState.OFFERED: RequesterEvent.ANSWER_OVERDUE,
     RequesterState.FORMED: RequesterEvent.PROVIDER_SILENT,
     RequesterState.STREAMING: RequesterEvent.PROVIDER_SILENT,
+    RequesterState.RESUMING: RequesterEvent.RESUME_FAILED,
 }
 # Not waiting for a peer: own work decides when the next event comes.
 WITHOUT_TIMER = {ProviderState.IDLE, RequesterState.IDLE, RequesterState.CHOSEN, RequesterState.VERIFYING}
