@@ -108,6 +108,11 @@ class Settler:
                 self._left_to_first.add(peer_id)
                 continue
             self._left_to_first.discard(peer_id)
+            books = await self._books(peer_id)
+            if books.unfinished is None and books.head.sums == books.sums:
+                # The other one has opened meanwhile.
+                self._seen[peer_id] = accounts[peer_id]
+                continue
             try:
                 await self.settle(peer_id)
             except (SettlementError, TransportError) as exc:
