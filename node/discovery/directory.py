@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol import limits
-from protocol.advert import Advert, Offer, check_life_untrusted
+from protocol.advert import PROTOCOL_VERSION, Advert, Offer, check_life_untrusted
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.framing import ENVELOPE_FRAME_BYTES_MAX
 from protocol.signed import Signed, read_untrusted
@@ -103,10 +103,11 @@ class Directory:
         return list(self._listings.values())
 
     def candidates(self, model: str, now_ms: UnixMs) -> list[Candidate]:
-        """Return who serves the model of this name or hex id prefix, in no particular order."""
+        """Return who serves the model of this name or hex id prefix and speaks our version, in no order."""
         return [
             Candidate(listing=listing, offer=offer, is_doubted=listing.peer_id in self._doubted)
             for listing in self.listings(now_ms)
+            if PROTOCOL_VERSION in listing.advert.versions
             for offer in listing.advert.offers
             if names_model(model, offer.name, ModelId(offer.model_id))
         ]

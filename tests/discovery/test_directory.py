@@ -130,3 +130,9 @@ def test_peer_is_doubted_until_it_says_something_new(directory: Directory) -> No
     assert [it.is_doubted for it in directory.candidates("tiny", NOW)] == [True]
     directory.hear_untrusted(advert(now_ms=NOW + 1_000).envelope.raw, later(1_000))
     assert [it.is_doubted for it in directory.candidates("tiny", later(1_000))] == [False]
+
+
+def test_peer_is_no_candidate_when_it_speaks_other_versions_only(directory: Directory) -> None:
+    directory.hear_untrusted(advert("new", versions=(2, 3)).envelope.raw, NOW)
+    directory.hear_untrusted(advert("both", versions=(1, 2)).envelope.raw, NOW)
+    assert [it.listing.advert.name for it in directory.candidates("tiny", NOW)] == ["both"]
