@@ -74,6 +74,7 @@ class Tally:
     packets: int = 0
     packets_lost: int = 0
     skew_s: float = 0.0
+    stranger_skew_s: float = 0.0
     last_end_s: float = 0.0
     virtual_s: float = 0.0
     cpu_s: float = 0.0
@@ -88,6 +89,7 @@ class Tally:
         self.packets += report.packets
         self.packets_lost += report.packets_lost
         self.skew_s = max(self.skew_s, report.skew_s)
+        self.stranger_skew_s = max(self.stranger_skew_s, report.stranger_skew_s)
         self.last_end_s = max(self.last_end_s, report.last_end_s)
         self.virtual_s += report.virtual_s
         self.cpu_s += report.cpu_s
@@ -114,6 +116,9 @@ class Tally:
         ends = ", ".join(f"{count} {how}" for how, count in sorted(self.orders.items()) if how != "not_placed")
         others = self.rules.total() - sum(self.rules[rule] for rule in LOST_RULES | PAID_TWICE_RULES)
         faults = self.faults
+        clocks = f"at the start up to {self.skew_s:.0f} s off"
+        if self.stranger_skew_s:
+            clocks += f", those of strangers up to {self.stranger_skew_s:.0f} s"
         crashes = f"{self.crashes} ({faults['power cut']} of them power cuts)"
         lines = [
             ("jobs", f"{self.jobs} in {self.runs} seeds: {ends}; {self.orders['not_placed']} more at nodes down"),
@@ -124,7 +129,7 @@ class Tally:
             ("crashes", crashes),
             ("partitions", f"{faults['partition']} ({faults['one-way partition']} one-way)"),
             ("other faults", _counts(faults, {"kill", "power cut", "partition", "one-way partition"})),
-            ("clocks", f"up to {self.skew_s:.0f} s off at the start, {faults['clock jump']} jumps of up to 300 s"),
+            ("clocks", f"{clocks}; {faults['clock jump']} jumps of up to 300 s"),
         ]
         if self.packets:
             share = self.packets_lost / self.packets

@@ -10,11 +10,11 @@ from typing import Final
 
 import trio
 
-from node.testnet.witness import Body, Life, SeenMessage, Witness
+from node.testnet.witness import Body, Life, SeenMessage, SeenOutput, Witness
 from protocol.units import PeerId
 
 # Binds nobody, so no disk is spent on it.
-NEVER_STORED: Final = ("decline", "advert", "resume")
+NEVER_STORED: Final = ("decline", "advert", "resume", "tally")
 DURATION_SLACK_MS: Final = 250
 
 
@@ -44,17 +44,32 @@ class ContractFile:
     accept_is_durable: bool = False
     tokens_in: int = 0
     meters: dict[int, Body] = field(default_factory=dict)
+    bodies: dict[tuple[str, int], bytes] = field(default_factory=dict)
+    """The message that took each number, by kind: what is told again has to be the same."""
     voucher_sum: int = 0
     """Promised by the requester."""
     tokens_paid: int = 0
     voucher_kept: int = 0
     """Durable at the provider."""
+    frames_sent: list[bytes] = field(default_factory=list)
     tokens_sent: int = 0
+    frames_received: int = 0
     tokens_received: int = 0
     tokens_made: int = 0
     starts: int = 0
     receipts: set[bytes] = field(default_factory=set)
     closings: set[bytes] = field(default_factory=set)
+    is_attached: bool = False
+    """Whether the requester has heard a yes on the newest stream."""
+    is_resuming: bool = False
+    gave_up: bool = False
+    """Whether the requester took the contract for lost: what comes after that excuses nothing."""
+    is_over: bool = False
+    """Whether the requester had it all, or a reason of its own to want no more."""
+
+    @property
+    def is_attached_or_resuming(self) -> bool:
+        return self.is_attached or self.is_resuming
 
     @property
     def job(self) -> str:
@@ -81,9 +96,13 @@ class ContractFile:
 class Checks:
     """Judges what it is told; the first violation ends the run."""
 
-    def __init__(self, witness: Witness, on_violation: Callable[[], None]) -> None:
+    def __init__(
+        self, witness: Witness, *, on_violation: Callable[[], None], is_held: Callable[[ContractFile], bool]
+    ) -> None:
+        """``is_held``: whether a contract's provider could go on with it, if it were asked."""
         self.witness = witness
         self._on_violation = on_violation
+        self._is_held = is_held
         self.violations: list[Violation] = []
         self.liars: set[PeerId] = set()
         self.durable: dict[PeerId, set[bytes]] = {}
@@ -113,7 +132,11 @@ class Checks:
         if message is None or "contract_id" not in message.body:
             return
         file = self.files.get(message.body["contract_id"])
-        if file is None or peer_id != file.provider or peer_id in self.liars:
+        if file is None or peer_id in self.liars:
+            return
+        if peer_id == file.requester:
+            file.gave_up |= message.kind == "cancel" and message.body["code"] == "failed"
+            file.is_over |= message.kind in ("closing", "cancel") and not file.gave_up
             return
         if message.kind == "accept":
             file.accept_is_durable = True
@@ -132,13 +155,19 @@ class Checks:
             )
         file.voucher_kept = voucher["cumulative"]
 
-    def received(self, _life: Life, message: SeenMessage, _conversation: bytes) -> None:
+    def received(self, life: Life, message: SeenMessage, _conversation: bytes) -> None:
         if message.kind == "advert":
             self._adverts[message.message_id] = message.body
         if message.kind in ("accept", "decline"):
             file = self.files.get(message.body.get("contract_id") or message.body.get("refers_to") or b"")
             if file is not None:
                 file.is_answered = True
+        file = self.files.get(message.body.get("contract_id", b""))
+        if file is None or life.peer_id != file.requester:
+            return
+        if message.kind == "accept" or (message.kind == "resume" and message.body["standing"] == "open"):
+            file.is_attached, file.is_resuming = bool(file.accepts), False
+        file.is_over |= message.kind == "receipt" and not file.gave_up
 
     def sent(self, life: Life, message: SeenMessage, conversation: bytes) -> None:
         if message.signer == life.peer_id and message.kind == "contract":
@@ -156,6 +185,8 @@ class Checks:
             job = conversation.hex()
             self.fail("sent before it was durable", message.kind, contract=job, job=self.witness.jobs.get(job, ""))
         if file is not None:
+            if message.kind == "resume" and life.peer_id == file.requester and message.body["standing"] != "over":
+                file.is_resuming, file.is_attached = file.is_attached, False
             self._judge(file, message)
 
     def _believe(self, file: ContractFile, message: SeenMessage) -> None:
@@ -165,16 +196,25 @@ class Checks:
         if message.kind == "meter":
             file.meters.setdefault(message.body["number"], message.body)
 
-    def output(self, life: Life, conversation: bytes, tokens: tuple[int, ...], *, is_sent: bool) -> None:
-        file = self.files.get(conversation)
+    def output(self, life: Life, output: SeenOutput, *, is_sent: bool) -> None:
+        """Count a frame once at each end, however often it comes; what is sent again has to be the same."""
+        file = self.files.get(output.contract_id)
         if file is None:
             return
         if not is_sent:
-            file.tokens_received += len(tokens)
+            if output.sequence == file.frames_received:
+                file.frames_received += 1
+                file.tokens_received += len(output.tokens)
             return
-        file.tokens_sent += len(tokens)
+        is_new = output.sequence == len(file.frames_sent)
+        if is_new:
+            file.frames_sent.append(output.data)
+            file.tokens_sent += len(output.tokens)
         if life.peer_id not in self.liars:
             self._require(file.accept_is_durable, "output before acceptance", file)
+            self._require(output.sequence == output.due, "output with a gap, or twice on one stream", file)
+            is_same = file.frames_sent[output.sequence : output.sequence + 1] == [output.data]
+            self._require(is_same, "output sent again is not the same", file, f"frame {output.sequence}")
             self._require(
                 file.tokens_sent <= file.body["tokens_out_max"], "more output than the contract allows", file
             )
@@ -214,6 +254,8 @@ class Checks:
             return
         for other in self._by_job.setdefault(file.job, []):
             self._require(not other.may_be_taken, "two offers of one job stand at once", file, other.contract_id)
+            is_held = self._is_held(other)
+            self._require(not is_held, "a job moved while its provider held it", file, other.contract_id)
         self._by_job[file.job].append(file)
         advert = self._adverts.get(body["answers"])
         if advert is None:
@@ -228,6 +270,15 @@ class Checks:
 
     def _judge(self, file: ContractFile, message: SeenMessage) -> None:
         body = message.body
+        if "number" in body:
+            key = message.kind, body["number"]
+            what = f"{key[0]} {key[1]}"
+            if key in file.bodies:
+                self._require(file.bodies[key] == message.message_id, "two messages of one number", file, what)
+                return  # told again after a resume
+            file.bodies[key] = message.message_id
+            is_next = key[1] == 1 or (key[0], key[1] - 1) in file.bodies
+            self._require(is_next, "a number was left out", file, what)
         match message.kind:
             case "accept":
                 file.accepts.add(message.message_id)

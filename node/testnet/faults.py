@@ -48,10 +48,10 @@ class Faults:
                     if per_minute:
                         kinds.start_soon(self._repeat, kind, fault, per_minute, nursery)
         for node in world.nodes:
-            node.disk.slow = False
+            node.slow_down(False)
             if node.rooms is not None:
                 node.rooms.workers.hangs = 0
-        world.cuts.clear()
+        world.links.mend()
         world.fabric.wire.latency_s = LATENCY_S
         for node in world.nodes:
             if not node.is_up:
@@ -116,19 +116,19 @@ class Faults:
         names = ",".join(nodes[n].name for n in sorted(half))
         self._note("partition", f"{names} {'from' if both_ways else 'to'} the others")
         for link in links:
-            self._world.cuts[link] += 1
+            self._world.links.change(link, 1)
         await trio.sleep(rng.uniform(1.0, 25.0))
         for link in links:
-            self._world.cuts[link] -= 1
+            self._world.links.change(link, -1)
         self._note("partition over", names)
 
     async def _glitch(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         one, other = rng.sample(self._world.nodes, 2)
         self._note("glitch", f"{one.name} to {other.name}")
         self.count["glitch"] += 1
-        self._world.cuts[one.peer_id, other.peer_id] += 1
+        self._world.links.change((one.peer_id, other.peer_id), 1)
         await trio.sleep(rng.uniform(0.05, 0.6))
-        self._world.cuts[one.peer_id, other.peer_id] -= 1
+        self._world.links.change((one.peer_id, other.peer_id), -1)
 
     async def _reset(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         """Break a stream in use, if there is one."""
@@ -137,23 +137,26 @@ class Faults:
         if node is not None and streams:
             self.count["reset"] += 1
             self._note("reset", f"a stream of {node.name}")
-            rng.choice(streams).abandon()
-        await trio.lowlevel.checkpoint()
+            stream = rng.choice(streams)
+            stream.abandon()
+            await self._world.losses.watch(stream)
 
     async def _slow_disk(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         node = rng.choice(self._world.nodes)
         self._note("slow disk", node.name)
         self.count["slow disk"] += 1
-        node.disk.slow = True
+        node.slow_down(True)
         await trio.sleep(rng.uniform(2.0, 15.0))
-        node.disk.slow = False
+        node.slow_down(False)
 
     async def _slow_links_down(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         self._note("slow links", "")
         self.count["slow links"] += 1
         wire = self._world.fabric.wire
         wire.latency_s = (0.1, rng.uniform(0.3, 3.0))
+        self._world.links.change_speed(1)
         await trio.sleep(rng.uniform(2.0, 10.0))
+        self._world.links.change_speed(-1)
         wire.latency_s = LATENCY_S
 
     async def _kill_worker(self, rng: random.Random, _nodes: trio.Nursery) -> None:

@@ -52,7 +52,9 @@ class Report:
     packets_lost: int
     """Both are 0 where no packet is ever lost."""
     skew_s: float
-    """How far the worst clock was off when the world began."""
+    """How far the worst ordinary node's clock was off when the world began."""
+    stranger_skew_s: float
+    """The same of strangers."""
     last_end_s: float
     """From the last fault to the end of the last order that was placed among faults."""
     virtual_s: float
@@ -82,7 +84,11 @@ def simulate(
     """
     began = time.process_time()
     world = World(scenario, seed, only)
-    skew_s = max(abs(node.clock.skew_s) for node in world.nodes)
+    # Faults move clocks: both are read before.
+    skew_s, stranger_skew_s = (
+        max((abs(node.clock.skew_s) for node in world.nodes if node.is_stranger is strange), default=0.0)
+        for strange in (False, True)
+    )
     faults = Faults(world)
     files: list[OrderFile] = []
     count = scenario.jobs if jobs is None else jobs
@@ -104,6 +110,7 @@ def simulate(
         packets=wire.sent if isinstance(wire, LossyWire) else 0,
         packets_lost=wire.lost if isinstance(wire, LossyWire) else 0,
         skew_s=skew_s,
+        stranger_skew_s=stranger_skew_s,
         last_end_s=_last_end_s(world, files, count),
         virtual_s=virtual_s,
         cpu_s=time.process_time() - began,
@@ -138,7 +145,6 @@ async def _run(world: World, faults: Faults, files: list[OrderFile], jobs: int) 
         await nursery.start(world.fabric.run)
         nursery.start_soon(_stop_at_violation, world, nursery.cancel_scope)
         nursery.start_soon(_sample_tasks, world)
-        nursery.start_soon(world.settle)
         rng = world.rng("boot")
         for node in world.nodes:
             nursery.start_soon(world.live, node)

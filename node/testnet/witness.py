@@ -4,6 +4,7 @@ It reads frames by itself, with msgpack alone, so that a fault of our own decode
 nothing; ``node.testnet.checks`` does.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -32,6 +33,18 @@ class SeenMessage:
     message_id: bytes
     body: Body
     raw: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeenOutput:
+    """An output frame as the witness read it, at one end of a stream."""
+
+    contract_id: bytes
+    sequence: int
+    due: int
+    """What has to come next on this stream: it begins with 0, or where its resume says."""
+    data: bytes
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +80,7 @@ class Observer(Protocol):
 
     def received(self, life: Life, message: SeenMessage, conversation: bytes) -> None: ...
 
-    def output(self, life: Life, conversation: bytes, tokens: tuple[int, ...], *, is_sent: bool) -> None: ...
+    def output(self, life: Life, output: SeenOutput, *, is_sent: bool) -> None: ...
 
     def published(self, life: Life, advert: SeenMessage) -> None: ...
 
@@ -83,6 +96,8 @@ class Witness:
     by_id: dict[bytes, SeenMessage] = field(default_factory=dict)
     inputs: dict[bytes, list[bytes]] = field(default_factory=dict)
     """The input frames sent under each contract, salt first."""
+    resumes: Counter[bytes] = field(default_factory=Counter)
+    """How often the requester of each contract wanted the rest on another stream."""
     _trace: Any = field(default_factory=sha256)  # hashlib gives its objects no public type
     _seen: dict[bytes, SeenMessage] = field(default_factory=dict)
 
@@ -139,9 +154,16 @@ class Witness:
         if not life.alive or self.observer is None:
             return
         if frame[0] == _OUTPUT:
-            tokens = tuple(msgpack.unpackb(frame[_HEADER_BYTES:])["tokens"])
             self._trace.update(frame)
-            self.observer.output(life, stream.contract_id, tokens, is_sent=is_sent)
+            output = SeenOutput(
+                contract_id=stream.contract_id,
+                sequence=int.from_bytes(frame[1:_HEADER_BYTES], "big"),
+                due=stream.output_due,
+                data=frame[_HEADER_BYTES:],
+                tokens=tuple(msgpack.unpackb(frame[_HEADER_BYTES:])["tokens"]),
+            )
+            stream.output_due = output.sequence + 1
+            self.observer.output(life, output, is_sent=is_sent)
         if frame[0] == _INPUT and is_sent:
             frames = self.inputs.setdefault(stream.contract_id, [])
             if int.from_bytes(frame[1:_HEADER_BYTES], "big") == len(frames):
@@ -151,6 +173,12 @@ class Witness:
         if message.kind == "contract":
             stream.contract_id = message.message_id
             self.jobs[message.message_id.hex()] = message.body["job_id"].hex()
+        if message.kind == "resume" and not stream.contract_id:
+            # The requester's: the answer to it comes on a stream that has its contract.
+            stream.contract_id, stream.output_due = message.body["contract_id"], message.body["frames"]
+            wants_rest = message.body["standing"] != "over"
+            self.resumes[stream.contract_id] += wants_rest and is_sent
+            stream.resumes = self.resumes[stream.contract_id] if wants_rest else -1
         if message.kind != "advert":
             contract = stream.contract_id.hex()
             detail = describe(message)
@@ -171,8 +199,8 @@ class Witness:
 
 def describe(message: SeenMessage) -> str:
     """Return the numbers of a message that a reader of a history looks for."""
-    shown = ("number", "meter", "tokens_held", "tokens_in", "tokens_out", "cumulative", "status", "code", "final")
-    fields = [f"{name}={message.body[name]}" for name in shown if name in message.body]
+    shown = "number meter voucher frames tokens_held tokens_in tokens_out cumulative standing status code final"
+    fields = [f"{name}={message.body[name]}" for name in shown.split() if name in message.body]
     return " ".join([*fields, f"id={message.message_id.hex()[:8]}"])
 
 
@@ -191,9 +219,14 @@ class WatchedStream(MemoryStream):
         super().__init__(wire, own=own, peer_id=peer_id, on_gone=on_gone)
         self._watch = watch
         self.contract_id = b""
+        self.output_due = 0
+        self.resumes = 0
+        """How often its contract had been resumed when this stream began; -1 when it only brings last words."""
+        self.opened_at = trio.current_time()
 
     async def send_frame(self, frame: bytes) -> None:
-        if not self.is_lost:
+        # Output counts when it is handed over: a provider cannot know what a stream that breaks now still carries.
+        if not self.is_lost or frame[0] == _OUTPUT:
             self._watch(self, frame, True)
         await super().send_frame(frame)
 
@@ -236,8 +269,8 @@ class WatchedNetwork(MemoryNetwork):
         return tuple(self._topics)
 
     @property
-    def streams(self) -> list[MemoryStream]:
-        return list(self._streams)
+    def streams(self) -> list[WatchedStream]:
+        return [stream for stream in self._streams if isinstance(stream, WatchedStream)]
 
     async def publish(self, topic: str, data: bytes) -> None:
         self._witness.gossip(self._life, data)

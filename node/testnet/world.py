@@ -7,7 +7,6 @@ block acts on the world after death.
 
 import random
 import traceback
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +25,22 @@ from node.market.own_advert import OwnAdvert
 from node.market.party import Party
 from node.market.provider import Provider
 from node.market.requester import Requester
+from node.market.settlement_exchange import Settler
 from node.net.memory import MemoryFabric
 from node.net.memory_link import address_of
 from node.testnet.checks import Checks
 from node.testnet.disk import DiskHandle, SimulatedDisk
 from node.testnet.liars import PROVIDER_LIES, Lie, LyingParty
+from node.testnet.links import NEVER, Links
+from node.testnet.losses import Losses
 from node.testnet.lossy_wire import LossyWire
+from node.testnet.payments import PaidAtOnce
 from node.testnet.replays import Replays
 from node.testnet.scenarios import Scenario
 from node.testnet.script import ScriptedWorkers
 from node.testnet.witness import Life, WatchedNetwork, Witness
 from protocol.envelope import network_id
-from protocol.units import MS_PER_S, Microcredits, PeerId, UnixMs
+from protocol.units import MS_PER_S, PeerId, UnixMs
 
 EPOCH_MS: Final = 1_800_000_000_000
 LATENCY_S: Final = (0.002, 0.04)
@@ -50,7 +53,7 @@ UNBOUNDED: Final = 10**12
 """µc: more than all jobs of a world cost together."""
 CREDIT: Final = 60_000
 """µc: less than an answer of the dearest provider may cost, so that it pauses for vouchers."""
-SETTLING_PERIOD_S: Final = 2.0
+SETTLING_PERIOD_S: Final = 5.0
 NETWORK: Final = network_id({"name": "simulation"})
 
 
@@ -79,6 +82,7 @@ class Rooms:
     provider: Provider
     discovery: Discovery
     requester: Requester
+    settler: Settler
 
 
 Work: TypeAlias = Callable[[Rooms], Awaitable[None]]
@@ -105,6 +109,8 @@ class SimulatedNode:
     task: trio.lowlevel.Task | None = None
     tasks_min: int = 1 << 30
     """The fewest tasks that this incarnation was seen with."""
+    troubled_at: float = 0.0
+    """When it was started, or its disk became slow or fast, the last time."""
 
     @property
     def peer_id(self) -> PeerId:
@@ -117,6 +123,15 @@ class SimulatedNode:
     @property
     def is_up(self) -> bool:
         return self.rooms is not None and self.rooms.life.alive
+
+    @property
+    def calm_since(self) -> float:
+        """Since when it has been running without a fault of its own; infinity if it has one."""
+        return self.troubled_at if self.is_up and not self.disk.slow else NEVER
+
+    def slow_down(self, slow: bool) -> None:
+        """Make its disk slow, or fast again."""
+        self.disk.slow, self.troubled_at = slow, trio.current_time()
 
     def count_tasks(self) -> int:
         tasks, count = [self.task], 0
@@ -141,24 +156,29 @@ class World:
         self.over = trio.Event()
         """Set at the first violation: what follows it explains nothing."""
         self.witness = Witness()
-        self.checks = Checks(self.witness, self.over.set)
+        self.losses = Losses(self)
+        self.checks = Checks(self.witness, on_violation=self.over.set, is_held=self.losses.is_held)
         self.witness.observer = self.checks
-        self.cuts: Counter[tuple[PeerId, PeerId]] = Counter()
+        self.links = Links()
         self.fabric = MemoryFabric(
             seed,
             latency_s=LATENCY_S,
             gossip_loss=scenario.gossip_loss,
-            is_cut=lambda source, target: self.cuts[source, target] > 0,
+            is_cut=self.links.is_cut,
         )
         if scenario.packet_loss:
             self.fabric.wire = LossyWire(
                 seed, latency_s=LATENCY_S, is_cut=self.fabric.wire.is_cut, loss=scenario.packet_loss
             )
         self.nodes = [self._make_node(*kind) for kind in _kinds(scenario)]
+        self._by_peer = {node.peer_id: node for node in self.nodes}
 
     def rng(self, *names: object) -> random.Random:
         """Return a generator of its own for each purpose: one draw more does not change the others."""
         return random.Random("/".join(map(str, (self.seed, *names))))
+
+    def node_of(self, peer_id: PeerId) -> SimulatedNode:
+        return self._by_peer[peer_id]
 
     def takes(self, item: str) -> bool:
         """Return whether this order or fault belongs to the run, and note it."""
@@ -206,6 +226,7 @@ class World:
     async def live(self, node: SimulatedNode) -> None:
         """Run one incarnation until its machine crashes or the world ends."""
         node.lives += 1
+        node.troubled_at = trio.current_time()
         rooms = self._make_rooms(node)
         inbox, works = trio.open_memory_channel[Work](WORK_MAX)
         node.rooms, node.task = rooms, trio.lowlevel.current_task()
@@ -233,18 +254,6 @@ class World:
         if life.alive or not isinstance(group, ExceptionGroup) or group.split(LedgerError)[1] is not None:
             self.checks.fail("a node ended by itself", "".join(traceback.format_exception(group)))
 
-    async def settle(self) -> None:
-        """Pay what was promised under contracts that are over, now and then, as operators do outside of souk."""
-        while True:
-            await trio.sleep(SETTLING_PERIOD_S)
-            for node in self.nodes:
-                if node.inbox is None or node.rooms is None or not node.serves:
-                    continue
-                promised = "SELECT peer_id, SUM(vouchered) FROM contract WHERE role = 'provider' AND state NOT IN"
-                running = "('formed', 'running', 'paused_unpaid', 'finished')"
-                for peer_id, total in node.disk.db.execute(f"{promised} {running} GROUP BY peer_id").fetchall():
-                    node.rooms.admission.settled(PeerId(peer_id), Microcredits(total))
-
     def crash(self, node: SimulatedNode, *, silently: bool = False) -> None:
         """End an incarnation as a kill does; ``silently`` as a power cut does: no peer hears of it."""
         assert node.rooms is not None
@@ -260,8 +269,8 @@ class World:
     def isolate(self, node: SimulatedNode, change: int) -> None:
         """Cut (1) or mend (-1) every link of a node."""
         for other in self.nodes:
-            self.cuts[node.peer_id, other.peer_id] += change
-            self.cuts[other.peer_id, node.peer_id] += change
+            self.links.change((node.peer_id, other.peer_id), change)
+            self.links.change((other.peer_id, node.peer_id), change)
 
     def _make_rooms(self, node: SimulatedNode) -> Rooms:
         life = Life(node.name, node.lives, node.peer_id)
@@ -287,6 +296,7 @@ class World:
             network, directory, network_id=NETWORK, compose=advert.compose, wall_clock=node.clock
         )
         requester = Requester(party, network, directory, workers, config=market, look_up=discovery.look_up)
+        settler = Settler(party, network, PaidAtOnce(), every_s=SETTLING_PERIOD_S, on_settled=admission.settled)
         return Rooms(
             life=life,
             party=party,
@@ -297,6 +307,7 @@ class World:
             provider=provider,
             discovery=discovery,
             requester=requester,
+            settler=settler,
         )
 
     def _check_held(self, node: SimulatedNode, life: Life, held: int) -> None:
@@ -330,12 +341,14 @@ class World:
         rooms.requester.spending.remember(standings)
         rooms.discovery.attach()
         rooms.provider.attach(rooms.network)
+        rooms.settler.attach()
         await nursery.start(rooms.network.run)
         bootstrap = tuple(
             address_of(other.name, other.peer_id) for other in self.nodes[:BOOTSTRAP_NODES] if other is not node
         )
         await nursery.start(rooms.discovery.run, bootstrap)
         nursery.start_soon(rooms.requester.run)
+        nursery.start_soon(rooms.settler.run)
         rooms.admission.slots = self.scenario.slots if node.serves else 0
         rooms.admission.queue_max = node.config.market.queue_max if node.serves else 0
         rooms.discovery.changed()
