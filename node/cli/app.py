@@ -28,6 +28,7 @@ VERBS: Final = {
     "doctor": ("node.cli.doctor:doctor", "Check this machine and this home."),
     "demo": ("node.cli.demo:demo", "Start a local network, buy one answer on it, stop it."),
     "testnet": ("node.cli.testnet:testnet", "Run a network of real nodes on this machine."),
+    "systemd": ("node.cli.systemd:systemd", "Print a unit file for this installation."),
     "wire": ("node.cli.wire:wire", "Read messages of the protocol."),
 }
 
