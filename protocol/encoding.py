@@ -31,6 +31,8 @@ _FIXED_BYTES: Final = {
     0xD2: 4,
     0xD3: 8,
 }
+# Canonical as they are: no call for each of them, which are most values of a message.
+_LEAVES: Final = frozenset((type(None), bool, str, bytes))
 _BLOB_LENGTH_BYTES: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
 _ARRAY_LENGTH_BYTES: Final = {0xDC: 2, 0xDD: 4}
 _MAP_LENGTH_BYTES: Final = {0xDE: 2, 0xDF: 4}
@@ -76,7 +78,7 @@ def decode_untrusted(
 
 def _canonical(value: Plain, depth_left: int, entries_max: int) -> Plain:
     kind = type(value)
-    if value is None or kind in (bool, str, bytes):
+    if kind in _LEAVES:
         return value
     if kind is int:
         assert isinstance(value, int)
@@ -91,11 +93,14 @@ def _canonical(value: Plain, depth_left: int, entries_max: int) -> Plain:
     if len(value) > entries_max:
         raise LocalProtocolError(f"{len(value)} entries, at most {entries_max}", reason=Reason.ENCODING)
     if isinstance(value, list):
-        return [_canonical(item, depth_left - 1, entries_max) for item in value]
+        return [item if type(item) in _LEAVES else _canonical(item, depth_left - 1, entries_max) for item in value]
     for key in value:
         if type(key) is not str or not key.isascii() or not 0 < len(key) <= limits.KEY_BYTES_MAX:
             raise LocalProtocolError("map keys are 1 to 32 ASCII characters", reason=Reason.ENCODING)
-    return {key: _canonical(value[key], depth_left - 1, entries_max) for key in sorted(value)}
+    return {
+        key: item if type(item := value[key]) in _LEAVES else _canonical(item, depth_left - 1, entries_max)
+        for key in sorted(value)
+    }
 
 
 def _count(value: Plain) -> int:
