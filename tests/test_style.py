@@ -27,7 +27,7 @@ IMPURE = {
 UNSAFE_LOADERS = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception", "critical"}
 # Tests of the whole tree have no single module to mirror.
-TESTS_OF_THE_TREE = {"test_style", "test_scripts", "test_readme", "test_configs"}
+TESTS_OF_THE_TREE = {"test_style", "test_scripts", "test_docs", "test_configs", "test_dockerfile"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
