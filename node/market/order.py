@@ -152,3 +152,9 @@ class DeadlineError(OrderError):
     """The order's deadline passed before an answer was complete."""
 
     code = "deadline"
+
+
+class OrderCancelledError(OrderError):
+    """Somebody else than the order's reader ended it, through the control API."""
+
+    code = "cancelled"

@@ -9,6 +9,7 @@ from node.clock import Entropy, WallClock
 from node.errors import StreamLostError
 from node.ledger.entries import Entry
 from node.ledger.ledger import Ledger
+from node.market.journal import Journal
 from node.metrics import Metrics
 from node.net.interface import Stream
 from protocol.equivocation import slot_of_signed
@@ -35,6 +36,8 @@ class Party:
     entropy: Entropy
     metrics: Metrics = field(default_factory=Metrics)
     """Where conversations count what happens in them; the daemon shows them."""
+    journal: Journal = field(default_factory=Journal)
+    """Where jobs tell what happens to them; the daemon shows it."""
 
     @property
     def peer_id(self) -> PeerId:

@@ -14,9 +14,10 @@ from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
 from node.market.admission import Admission, Hold, Place, Refused
+from node.market.journal import JobRecord, Step
 from node.market.late import LateContract
 from node.market.party import Line, Party
-from node.market.provider_job import ProviderJob
+from node.market.provider_job import ProviderJob, job_state
 from node.net.interface import Network, Stream
 from protocol import limits
 from protocol.contract import SALT_BYTES, Accept, Contract, check_contract_untrusted, hash_input
@@ -28,7 +29,7 @@ from protocol.price import Prices, not_dearer, price_bound
 from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage
 from protocol.task import TOKEN_BYTES, GenerateInput, decode_input_untrusted
-from protocol.units import MS_PER_S, MessageId, Microcredits, ModelId, PeerId
+from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
 
@@ -282,9 +283,31 @@ class Provider:
 
     def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
         return self._admission.window_allowed(contract_id, owed, now=trio.current_time())
+            record.tokens_out, record.cost_microcredits = job.tokens_out, job.vouchered
+            record.end(job_state(job.state), self._party.now_ms())
 
     def _vacate(self, contract_id: MessageId) -> None:
         with self._busy_change():
+    def _begin_record(self, job: ProviderJob, contract_id: MessageId) -> JobRecord:
+        record = JobRecord(
+            role="worker",
+            job_id=JobId(job.contract.message.job_id),
+            contract_id=contract_id,
+            peer_id=job.contract.signer,
+            model=job.model_name,
+            state=str(job.state),
+            tokens_in=job.tokens_in,
+            started_ms=UnixMs(job.accepted_at_ms),
+        )
+        record.note(
+            Step(
+                name="contracted", at_ms=record.started_ms, peer_id=record.peer_id, contract_id=contract_id,
+                price_max_microcredits=job.contract.message.price_max,
+            )
+        )  # fmt: skip
+        self._party.journal.begin_sale(contract_id, record)
+        return record
+
             self._admission.vacate(contract_id)
 
     def _check_disk(self) -> None:

@@ -48,6 +48,11 @@ _JOB_STATES: Final[dict[ProviderState, JobState]] = {
 }
 
 
+def job_state(state: ProviderState) -> JobState:
+    """Return how a job ended; left in any other state, our own stop cut it, or a ledger that cannot write."""
+    return _JOB_STATES.get(state, "failed")
+
+
 class ProviderJob:
     """Runs one contract from *accept* to its end. ``unpaid`` is what it leaves open."""
 
@@ -95,6 +100,10 @@ class ProviderJob:
         return self._model.name
 
     @property
+    @property
+    def tokens_in(self) -> int:
+        return self._prompt.tokens_in
+
     def tokens_out(self) -> int:
         return self._account.delivered.tokens
 
@@ -452,8 +461,7 @@ class ProviderJob:
     def _count(self) -> None:
         metrics, model = self._party.metrics, self._model.name
         metrics.contract_over("worker", self.state)
-        # Left in any other state, it was cut by our own stop or by a ledger that cannot write.
-        metrics.job_over("worker", _JOB_STATES.get(self.state, "failed"))
+        metrics.job_over("worker", job_state(self.state))
         metrics.job_took("worker", model, trio.current_time() - self._accepted_at)
         metrics.tokens("worker", model, tokens_in=self._prompt.tokens_in, tokens_out=self.tokens_out)
 
@@ -467,6 +475,8 @@ class ProviderJob:
     async def _store(self, *own: Signed[SignedMessage]) -> None:
         """Write what was heard, what we are about to say, and where the contract stands."""
         heard, self._heard = self._heard, []
+        name, at_ms = self._contract.message_id, self._party.now_ms()
+        self._party.journal.sold_moved(name, self.state, at_ms, tokens_out=self.tokens_out)
         entries = [
             self._party.entry(
                 signed, self._terms.job_id, self._contract.signer, contract_id=self._contract.message_id

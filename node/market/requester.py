@@ -21,6 +21,7 @@ from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportE
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.aftercare import Aftercare
 from node.market.attempt import Attempt
+from node.market.journal import JobRecord
 from node.market.order import (
     Asking,
     Contracted,
@@ -30,6 +31,7 @@ from node.market.order import (
     JobFailedError,
     NobodyWillingError,
     Order,
+    OrderCancelledError,
     OrderError,
     Output,
     PassedOver,
@@ -40,6 +42,7 @@ from node.market.party import Party
 from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
 from node.market.requester_job import RESUME_WAIT_S, RequesterJob
 from node.market.spending import Spending
+from node.market.trace import OrderTrace
 from node.metrics import JobState, Role
 from node.net.interface import Network, Stream
 from protocol import limits
@@ -64,6 +67,7 @@ ASK_INSTEAD: Final = (DeclineCode.CREDIT, DeclineCode.PRICE, DeclineCode.PROFILE
 # What a chat template may add to the text of a message, and to a conversation (a default system prompt).
 TEMPLATE_TOKENS_PER_MESSAGE: Final = 16
 TEMPLATE_TOKENS: Final = 64
+_STATES: Final[dict[type[Exception], JobState]] = {DeadlineError: "expired", OrderCancelledError: "cancelled"}
 
 
 class Requester:
@@ -91,6 +95,7 @@ class Requester:
         self.jobs: dict[JobId, RequesterJob] = {}
         self.jobs_here: dict[JobId, str] = {}
         """Orders that our own devices carry out, by the model's name."""
+        self._traces: dict[JobId, OrderTrace] = {}
 
     async def run(self) -> None:
         """Bring providers what could not be brought at once, until cancelled; orders are taken at any time."""
@@ -103,40 +108,57 @@ class Requester:
 
         Raises: OrderError (the subclass says how it failed), LedgerError.
         """
-        role: Role = "requester"
+        trace = self._begin(order, sink)
         state: JobState = "cancelled"
-        code = ""
+        code = message = ""
         try:
             own = self._own_model(order)
-            role = "requester" if own is None else "local"
+            trace.record.role = "requester" if own is None else "local"
             if own is None:
                 # Our own devices work without a contract, and so on a full disk, too.
                 self._party.ledger.check_writable()
-            await self._carry_out(order, own, sink)
+            await self._carry_out(order, own, trace)
             state = "closed"
         except (OrderError, LedgerError) as exc:
-            state = "expired" if isinstance(exc, DeadlineError) else "failed"
-            code = exc.code if isinstance(exc, OrderError) else "ledger"
+            state = _STATES.get(type(exc), "failed")
+            code, message = exc.code if isinstance(exc, OrderError) else "ledger", str(exc)
             raise
         finally:
-            self._party.metrics.job_over(role, state, code)
+            del self._traces[trace.job_id]
+            trace.end(state, code=code, message=message)
+            self._party.metrics.job_over(trace.record.role, state, code)
 
-    async def _carry_out(
-        self, order: Order, own: ServedModel | None, sink: trio.MemorySendChannel[JobEvent]
-    ) -> None:
+    async def cancel(self, job_id: JobId) -> bool:
+        """End an open order as if its user had left, and wait for that; return whether there was one."""
+        trace = self._traces.get(job_id)
+        if trace is None:
+            return False
+        await trace.cancel()
+        return True
+
+    def _begin(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> OrderTrace:
         job_id = JobId(self._party.entropy(JOB_ID_BYTES))
+        record = JobRecord(role="requester", job_id=job_id, model=order.model, started_ms=self._party.now_ms())
+        self._party.journal.begin_order(record)
+        trace = self._traces[job_id] = OrderTrace(record, sink, self._party.now_ms)
+        return trace
+
+    async def _carry_out(self, order: Order, own: ServedModel | None, trace: OrderTrace) -> None:
         ends_at = trio.current_time() + min(order.deadline_s, limits.JOB_LIFE_MS_MAX / MS_PER_S)
-        with trio.move_on_at(ends_at) as deadline:
+        trace.scope.deadline = ends_at
+        with trace.scope:
             if own is not None:
-                self.jobs_here[job_id] = own.name
+                self.jobs_here[trace.job_id] = own.name
                 try:
-                    await self._run_here(order, job_id, own, sink)
+                    await self._run_here(order, own, trace)
                 finally:
-                    del self.jobs_here[job_id]
+                    del self.jobs_here[trace.job_id]
             else:
-                finished = await self._buy(order, job_id, ends_at, sink)
-                await sink.send(finished)
-        if deadline.cancelled_caught:
+                finished = await self._buy(order, ends_at, trace)
+                await trace.send(finished)
+        if trace.scope.cancelled_caught:
+            if trace.was_cancelled:
+                raise OrderCancelledError("the job was cancelled on this node (souk job cancel)")
             raise DeadlineError(f"the order was not complete within its {order.deadline_s:g} s")
 
     # On our own devices.
@@ -152,18 +174,16 @@ class Requester:
             raise UnknownModelError(order.model, own, here=True)
         return None
 
-    async def _run_here(
-        self, order: Order, job_id: JobId, model: ServedModel, sink: trio.MemorySendChannel[JobEvent]
-    ) -> None:
+    async def _run_here(self, order: Order, model: ServedModel, trace: OrderTrace) -> None:
         """Run the order without a contract: nobody signs with himself."""
-        me, began = self._party.peer_id, trio.current_time()
-        await sink.send(Asking(job_id=job_id, peer_ids=(me,)))
+        me, job_id, began = self._party.peer_id, trace.job_id, trio.current_time()
+        await trace.send(Asking(job_id=job_id, peer_ids=(me,)))
         prompt: Prompt | None = None
         try:
             prompt = await self._executor.prepare(
                 job_id.hex(), model.model_id, order.task_input, order.tokens_out_max
             )
-            await sink.send(
+            await trace.send(
                 Contracted(
                     peer_id=me,
                     contract_id=None,
@@ -171,7 +191,7 @@ class Requester:
                     tokens_in=prompt.tokens_in,
                 )
             )
-            answer_log = await self._generate_here(order, prompt, sink)
+            answer_log = await self._generate_here(order, prompt, trace)
         except JobRefusedError as exc:
             raise _refusal(exc.code, str(exc)) from exc
         except ExecutionError as exc:
@@ -199,11 +219,9 @@ class Requester:
         self._party.metrics.tokens(
             "local", model.name, tokens_in=finished.tokens_in, tokens_out=finished.tokens_out
         )
-        await sink.send(finished)
+        await trace.send(finished)
 
-    async def _generate_here(
-        self, order: Order, prompt: Prompt, sink: trio.MemorySendChannel[JobEvent]
-    ) -> AnswerLog:
+    async def _generate_here(self, order: Order, prompt: Prompt, trace: OrderTrace) -> AnswerLog:
         """Send the answer of a prepared prompt. Raises: ExecutionError, BrokenResourceError (nobody reads)."""
         answer_log = AnswerLog()
         post, pieces = trio.open_memory_channel[Piece](order.tokens_out_max + 1)
@@ -228,7 +246,7 @@ class Requester:
                         answer_log.first_token_at = trio.current_time()
                     answer_log.tokens += piece.tokens
                     answer_log.finish = piece.finish
-                    await sink.send(Output(tokens=piece.tokens, text=piece.text))
+                    await trace.send(Output(tokens=piece.tokens, text=piece.text))
             except trio.BrokenResourceError as exc:
                 fault = exc
                 nursery.cancel_scope.cancel()
@@ -261,14 +279,12 @@ class Requester:
             ends_at=ends_at,
         )
 
-    async def _buy(
-        self, order: Order, job_id: JobId, ends_at: float, sink: trio.MemorySendChannel[JobEvent]
-    ) -> Finished:
+    async def _buy(self, order: Order, ends_at: float, trace: OrderTrace) -> Finished:
         """Try candidates until the answer is complete; each goes on where the one before it was cut.
 
         Raises: OrderError.
         """
-        began = trio.current_time()
+        job_id, began = trace.job_id, trio.current_time()
         answer_log = AnswerLog()
         refusals: dict[PeerId, PassedOver] = {}
         receipt_id: MessageId | None = None
@@ -276,11 +292,11 @@ class Requester:
         while answer_log.finish is None and len(answer_log.tokens) < order.tokens_out_max:
             purchase = self._make_purchase(order, job_id, ends_at, answer_log)
             candidates = await self._next_candidates(purchase, refusals, patience_ends_at=began + BUSY_PATIENCE_S)
-            await sink.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
+            await trace.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
             for candidate in candidates:
                 last_peer, model = candidate.peer_id, candidate.offer.name
                 held = len(answer_log.tokens)
-                receipt_id = await self._try(purchase, candidate, refusals, sink)
+                receipt_id = await self._try(purchase, candidate, refusals, trace)
                 if answer_log.finish is not None or len(answer_log.tokens) > held:
                     break
         first_token_at = began if answer_log.first_token_at is None else answer_log.first_token_at
@@ -370,11 +386,11 @@ class Requester:
         purchase: Purchase,
         candidate: Candidate,
         refusals: dict[PeerId, PassedOver],
-        sink: trio.MemorySendChannel[JobEvent],
+        trace: OrderTrace,
     ) -> MessageId | None:
         """Return the receipt's id, or None after noting why this one is passed over."""
         order = purchase.order
-        job = RequesterJob(self._party, purchase, candidate, emit=sink.send, leave=self._aftercare.note)
+        job = RequesterJob(self._party, purchase, candidate, emit=trace.send, leave=self._aftercare.note)
         self.jobs[purchase.job_id] = job
         try:
             return await self._attempt(job, purchase, candidate, patience_s=self._patience_s(purchase, refusals))
@@ -382,7 +398,7 @@ class Requester:
             if order.path == "auto" and job.took_standing_offer and exc.code in ASK_INSTEAD:
                 # What it tells everybody does not hold for us now; what it quotes will.
                 asked = replace(purchase, order=replace(order, path="quote"))
-                return await self._try(asked, candidate, refusals, sink)
+                return await self._try(asked, candidate, refusals, trace)
             # Whatever it says, the next one is asked: a liar's "bad input" must not end everybody's orders.
             passed = PassedOver(
                 peer_id=candidate.peer_id, code=exc.code, message=str(exc), retry_after_s=exc.retry_after_s
@@ -390,7 +406,7 @@ class Requester:
             refusals[candidate.peer_id] = passed
             if isinstance(exc.__cause__, RemoteProtocolError):
                 self._party.metrics.peer_rejected(exc.__cause__.reason)
-            await sink.send(passed)
+            await trace.send(passed)
             if exc.code in ("unreachable", "silent", "broke_protocol"):
                 # Until it says something new, whoever else there is comes first.
                 self._directory.doubt(candidate.peer_id)

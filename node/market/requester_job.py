@@ -88,6 +88,7 @@ class RequesterJob:
         self._salt = b""
         self.tokens_in = 0
         self._sent_at = 0.0
+        self._is_left = False
 
     @property
     def peer_id(self) -> PeerId:
@@ -160,8 +161,10 @@ class RequesterJob:
             raise
         except BaseException:
             # Cancelled, or the reader of the answer is gone: the provider must not work on for nobody.
-            with trio.CancelScope(shield=True), trio.move_on_after(FAREWELL_S):
+            with trio.CancelScope(shield=True), trio.move_on_after(FAREWELL_S) as farewell:
                 await self._break_off(line, self.why_cancelled())
+            if farewell.cancelled_caught:
+                self._leave_behind()
             raise
 
     def why_cancelled(self) -> CancelCode:
@@ -224,7 +227,7 @@ class RequesterJob:
             self._move(RequesterEvent.RESUME_FAILED)
         await self._keep_untold()
         await self._store(self._make_cancel(code))
-        self._leave(self.contract.message_id, self.peer_id)
+        self._leave_behind()
 
     async def _offer(self, line: Line, terms: Terms) -> None:
         if self._quote is None and self._candidate.listing.advert.expires_at_ms <= self._party.now_ms():
@@ -390,7 +393,7 @@ class RequesterJob:
             log.info("no farewell", extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)})
         finally:
             if not was_heard:
-                self._leave(self._contract().message_id, self.peer_id)
+                self._leave_behind()
 
     async def _tell_untold(self, line: Line) -> None:
         """Send the newest voucher, which is stored, unless that was done."""
@@ -416,6 +419,9 @@ class RequesterJob:
         try:
             if self._account is None:
                 await self._store()
+                if code != "meter":
+                    # It may have accepted, and would work on for nobody.
+                    self._leave_behind()
                 return
             cancel = self._make_cancel(code)
             await self._store(*(self._untold or ()), cancel)
@@ -432,12 +438,17 @@ class RequesterJob:
                 "cancelled without a receipt",
                 extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)},
             )
-            if isinstance(exc, StreamLostError | trio.TooSlowError):
-                self._leave(self.contract.message_id, self.peer_id)
+            self._leave_behind()
 
     def _make_cancel(self, code: CancelCode) -> Signed[Cancel]:
         meters = 0 if self._account is None else self._account.meters
         return self._party.sign(Cancel(contract_id=self._contract().message_id, code=code, meter=meters))
+
+    def _leave_behind(self) -> None:
+        """Let the provider be told later, once, whatever goes wrong on the way out."""
+        if not self._is_left:
+            self._is_left = True
+            self._leave(self._contract().message_id, self.peer_id)
 
     # Small things.
 
@@ -458,6 +469,7 @@ class RequesterJob:
 
     def _move(self, event: RequesterEvent) -> None:
         self.state = advance_requester(self.state, event)
+        self._party.journal.bought_moved(self.job_id, self.peer_id, self.state, self._party.now_ms())
 
     def _entry(self, signed: Signed[SignedMessage], contract_id: MessageId | None) -> Entry:
         return self._party.entry(signed, self.job_id, self.peer_id, contract_id=contract_id)
