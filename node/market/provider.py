@@ -269,6 +269,7 @@ class Provider:
 
     async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
         self.jobs[contract_id] = job
+        record = self._begin_record(job, contract_id)
         is_cut = False
         try:
             await job.run(self._executor, self._vacate)
@@ -278,16 +279,11 @@ class Provider:
             raise
         finally:
             del self.jobs[contract_id]
+            record.tokens_out, record.cost_microcredits = job.tokens_out, job.vouchered
+            record.end(job_state(job.state), self._party.now_ms())
             with self._busy_change():
                 self._admission.settle(contract_id, unpaid=0 if is_cut else job.unpaid, vouchered=job.vouchered)
 
-    def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
-        return self._admission.window_allowed(contract_id, owed, now=trio.current_time())
-            record.tokens_out, record.cost_microcredits = job.tokens_out, job.vouchered
-            record.end(job_state(job.state), self._party.now_ms())
-
-    def _vacate(self, contract_id: MessageId) -> None:
-        with self._busy_change():
     def _begin_record(self, job: ProviderJob, contract_id: MessageId) -> JobRecord:
         record = JobRecord(
             role="worker",
@@ -308,6 +304,11 @@ class Provider:
         self._party.journal.begin_sale(contract_id, record)
         return record
 
+    def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
+        return self._admission.window_allowed(contract_id, owed, now=trio.current_time())
+
+    def _vacate(self, contract_id: MessageId) -> None:
+        with self._busy_change():
             self._admission.vacate(contract_id)
 
     def _check_disk(self) -> None:

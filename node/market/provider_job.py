@@ -100,10 +100,10 @@ class ProviderJob:
         return self._model.name
 
     @property
-    @property
     def tokens_in(self) -> int:
         return self._prompt.tokens_in
 
+    @property
     def tokens_out(self) -> int:
         return self._account.delivered.tokens
 
@@ -467,6 +467,8 @@ class ProviderJob:
 
     def _move(self, event: ProviderEvent) -> None:
         self.state = advance_provider(self.state, event)
+        name, at_ms = self._contract.message_id, self._party.now_ms()
+        self._party.journal.sold_moved(name, self.state, at_ms, tokens_out=self.tokens_out)
 
     async def _store_heard(self) -> None:
         if self._heard and self.state is not ProviderState.FINISHED:
@@ -475,8 +477,6 @@ class ProviderJob:
     async def _store(self, *own: Signed[SignedMessage]) -> None:
         """Write what was heard, what we are about to say, and where the contract stands."""
         heard, self._heard = self._heard, []
-        name, at_ms = self._contract.message_id, self._party.now_ms()
-        self._party.journal.sold_moved(name, self.state, at_ms, tokens_out=self.tokens_out)
         entries = [
             self._party.entry(
                 signed, self._terms.job_id, self._contract.signer, contract_id=self._contract.message_id
