@@ -12,7 +12,7 @@ from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import emit, facts
 from node.home import Home
 
-PROFILES: Final = ("cpu", "gpu", "client", "testnet")
+PROFILES: Final = ("cpu", "gpu", "client", "private", "testnet")
 _NAME_LINE: Final = re.compile(r'^name = ".*?"', re.MULTILINE)
 
 
