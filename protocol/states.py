@@ -115,6 +115,8 @@ PROVIDER_TRANSITIONS: Final[dict[tuple[ProviderState, ProviderEvent], ProviderSt
     # Whatever it was before: one that has to wait for a voucher pauses again at once.
     (_P.DETACHED, _PE.STREAM_BACK): _P.RUNNING,
     (_P.DETACHED, _PE.RESUME_OVERDUE): _P.CANCELLED,
+    # Said before the stream was lost, and heard after it could not be spoken on.
+    (_P.DETACHED, _PE.CANCEL_CAME): _P.CANCELLED,
     (_P.DETACHED, _PE.RULE_BROKEN): _P.CANCELLED,
     (_P.DETACHED, _PE.JOB_FAILED): _P.FAILED,
     (_P.FINISHED, _PE.CLOSING_CAME): _P.CLOSED,

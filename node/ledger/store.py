@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from string import hexdigits
 from typing import Final
 
 from node.errors import LedgerError
@@ -168,9 +169,12 @@ class LedgerStore:
         """Return the one contract whose id begins with these hex digits; None for none or several."""
         if not prefix:
             return None
+        # Peers ask for whole ids: those are looked up, while a prefix goes through all contracts.
+        is_whole = len(prefix) == 2 * len(FIRST_HASH) and set(prefix) <= set(hexdigits)
+        where = "contract_id = ?2" if is_whole else "substr(hex(contract_id), 1, ?1) = ?2"
         found = self.db.execute(
-            f"SELECT {_CONTRACT_COLUMNS} FROM contract WHERE substr(hex(contract_id), 1, ?) = ? LIMIT 2",  # noqa: S608 - constants only
-            (len(prefix), prefix.upper()),
+            f"SELECT {_CONTRACT_COLUMNS} FROM contract WHERE {where} LIMIT 2",  # noqa: S608 - constants only
+            (len(prefix), bytes.fromhex(prefix) if is_whole else prefix.upper()),
         ).fetchall()
         return _row(found[0]) if len(found) == 1 else None
 

@@ -152,6 +152,11 @@ class Admission:
             if unpaid + vouchered > 0:
                 self._exposures.owe(place.peer_id, unpaid + vouchered, at=taken_at)
 
+    def promised_late(self, peer_id: PeerId, amount: int, *, now: float) -> None:
+        """Count what a peer promised for a contract that left nothing but its vouchers to be owed."""
+        if amount > 0:
+            self._exposures.owe(peer_id, amount, at=now)
+
     def settled(self, peer_id: PeerId, received_total: Microcredits) -> None:
         """Note how much a peer has settled in all; it frees that much, and raises the peer's limit."""
         self._exposures.settled(peer_id, received_total)

@@ -39,6 +39,10 @@ class Attachment:
         """Return whether this is the stream in use."""
         return self._line is line
 
+    def has_replaced(self, line: Line) -> bool:
+        """Return whether another stream is in use now: what still comes over this one is said again there."""
+        return self._line is not None and self._line is not line
+
     def let_go(self) -> None:
         """Say nothing more on the present stream; whoever opened it closes it."""
         self._line = None

@@ -4,6 +4,7 @@ Once at least; and while nobody else could take over, for as long as the provide
 stream is ``requester_job.py``'s.
 """
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -11,7 +12,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from node.errors import StreamLostError, TransportError
+from node.errors import LedgerError, StreamLostError, TransportError
 from node.market.party import Line, Party
 from node.market.purchase import AttemptFailedError, Terms, failed_by
 from node.market.requester_job import RESUME_WAIT_S, RequesterJob
@@ -37,6 +38,8 @@ class Attempt:
         self._patience_s = patience_s
         self._asked_about_offer = False
         self._resume_ends_at = 0.0
+        self._had = -1
+        """Tokens at the last loss: a stream that brought none was no gain."""
         self._cause: Exception | None = None
         """Of the first loss: what follows while it is resumed says less."""
 
@@ -62,16 +65,18 @@ class Attempt:
         """Return another stream to the provider. Raises: AttemptFailedError (it is given up), LedgerError."""
         job = self._job
         try:
+            is_at_once = self._had != job.tokens_out
             while self._may_resume(cause):
+                if not is_at_once:
+                    await trio.sleep(RESUME_PAUSE_S)
+                is_at_once = False
                 try:
                     with trio.fail_after(RESUME_WAIT_S):
                         return await self._dial()
                 except (TransportError, trio.TooSlowError) as exc:
                     cause = exc
-                if trio.current_time() + RESUME_PAUSE_S < self._resume_ends_at:
-                    await trio.sleep(RESUME_PAUSE_S)
         except BaseException:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=True), contextlib.suppress(LedgerError):
                 await job.give_up(job.why_cancelled())
             raise
         wait_s = job.offer_open_s()
@@ -90,8 +95,10 @@ class Attempt:
             return may
         if job.state in (RequesterState.FORMED, RequesterState.STREAMING):
             log.info("stream lost", extra={"peer": peer_id_to_text(job.peer_id), "cause": str(cause)})
-            self._cause, self._resume_ends_at = cause, now + self._patience_s
             is_over = now >= job.state_ends_at()
             job.lost(is_silent=is_silent)
-            return not is_over
+            if self._had != job.tokens_out:
+                self._had = job.tokens_out
+                self._cause, self._resume_ends_at = cause, now + self._patience_s
+                return not is_over
         return job.state is RequesterState.RESUMING and now + RESUME_PAUSE_S < self._resume_ends_at

@@ -27,6 +27,7 @@ SLACK: Final = 64
 class Heard:
     """A signed message of the requester."""
 
+    line: Line
     signed: Signed[SignedMessage]
 
 
@@ -82,7 +83,7 @@ class Inbox:
             try:
                 while (frame := await line.receive_untrusted()) is not None:
                     if isinstance(frame, EnvelopeFrame):
-                        await self.put(Heard(line.read_untrusted(frame, Voucher, Closing, Cancel)))
+                        await self.put(Heard(line, line.read_untrusted(frame, Voucher, Closing, Cancel)))
             except (StreamLostError, RemoteProtocolError) as exc:
                 cause = exc
             await self.put(LineEnded(line, cause))

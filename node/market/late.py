@@ -3,7 +3,7 @@
 A requester that lost its stream, or was stopped, brings here what it had signed (spec 03, section 12).
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -12,12 +12,13 @@ from node.ledger.entries import ContractRow
 from node.market.party import Line, Party
 from protocol.account import ProviderAccount
 from protocol.contract import Accept, Cancel, Contract
-from protocol.errors import RemoteProtocolError
+from protocol.errors import Reason, RemoteProtocolError
 from protocol.framing import EnvelopeFrame
 from protocol.receipt import Closing, Receipt
 from protocol.resume import Resume, resume_of_provider
 from protocol.signed import Signed, SignedMessage, read_untrusted
-from protocol.units import MessageId
+from protocol.states import ProviderState, is_final
+from protocol.units import MessageId, Microcredits
 from protocol.voucher import Meter, Voucher
 
 LATE_WAIT_S: Final = 10.0
@@ -30,9 +31,13 @@ class LateContract:
     def __init__(self, party: Party, line: Line) -> None:
         self._party = party
         self._line = line
+        self.promised = Microcredits(0)
+        """What late vouchers added to a contract of which nothing but vouchers is owed."""
 
     async def serve(self, resume: Resume) -> None:
         """Answer a requester that resumes a contract which no job of ours works on any more.
+
+        ``promised`` may grow meanwhile, also when this raises.
 
         Raises: RemoteProtocolError, StreamLostError, LedgerError, TooSlowError.
         """
@@ -59,7 +64,8 @@ class LateContract:
             await self._line.tell(self._party.sign(own))
             if receipt is not None and resume.standing != "over":
                 await self._line.tell(receipt)
-            await self._take(row, account, receipt)
+            closing = next((it for it in messages if isinstance(it.message, Closing)), None)
+            await self._take(_Books(row=row, account=account, receipt=receipt, closing=closing))
             await self._line.finish()
 
     async def _say_unknown(self, contract_id: MessageId) -> None:
@@ -67,7 +73,7 @@ class LateContract:
         await self._line.tell(self._party.sign(own))
         await self._line.finish()
 
-    async def _take(self, row: ContractRow, account: ProviderAccount, receipt: Signed[Receipt] | None) -> None:
+    async def _take(self, books: "_Books") -> None:
         """Write down all that the requester brings, together, before our end mark says so."""
         heard: list[Signed[SignedMessage]] = []
         try:
@@ -75,24 +81,28 @@ class LateContract:
                 if not isinstance(frame, EnvelopeFrame):
                     continue
                 signed: Signed[SignedMessage] = self._line.read_untrusted(frame, Voucher, Closing, Cancel)
-                if await self._check(signed, account, receipt):
+                if await self._check(signed, books):
                     heard.append(signed)
         finally:
             # What was good before the stream was lost, or a rule broken, holds.
             if heard:
                 with trio.CancelScope(shield=True):
-                    await self._store(row, account, heard)
+                    await self._store(books, heard)
 
-    async def _check(
-        self, signed: Signed[SignedMessage], account: ProviderAccount, receipt: Signed[Receipt] | None
-    ) -> bool:
+    async def _check(self, signed: Signed[SignedMessage], books: "_Books") -> bool:
         """Return whether this belongs into the books. Raises: RemoteProtocolError, LedgerError."""
         try:
             match signed.message:
+                case Closing() if books.closing is not None and signed.message_id == books.closing.message_id:
+                    return False  # its signer did not hear that it arrived
+                case Voucher() | Closing() if books.closing is not None:
+                    # The closing names the sum of all vouchers: with more of them, no third party could follow.
+                    raise RemoteProtocolError(f"{signed.envelope.kind}: behind the closing", reason=Reason.ORDER)
                 case Voucher() as voucher:
-                    account.voucher_untrusted(voucher)
-                case Closing() as closing if receipt is not None:
-                    account.closing_untrusted(closing, receipt.message_id)
+                    books.account.voucher_untrusted(voucher)
+                case Closing() as closing if books.receipt is not None:
+                    books.account.closing_untrusted(closing, books.receipt.message_id)
+                    books.closing = signed
                 case _:
                     return False  # a cancel of what is over
         except RemoteProtocolError:
@@ -100,11 +110,27 @@ class LateContract:
             raise
         return True
 
-    async def _store(self, row: ContractRow, account: ProviderAccount, heard: list[Signed[SignedMessage]]) -> None:
+    async def _store(self, books: "_Books", heard: list[Signed[SignedMessage]]) -> None:
+        row, vouchered = books.row, books.account.vouchered
         entries = [
             self._party.entry(signed, row.job_id, row.peer_id, contract_id=row.contract_id) for signed in heard
         ]
-        await self._party.ledger.post(*entries, row=replace(row, vouchered=account.vouchered))
+        await self._party.ledger.post(*entries, row=replace(row, vouchered=vouchered))
+        self._party.metrics.earned.inc(vouchered - row.vouchered)
+        if row.state is ProviderState.FAILED or not is_final(row.state):
+            # Where we failed, what was metered is no debt, and only vouchers count; elsewhere it was counted.
+            self.promised = Microcredits(vouchered - row.vouchered)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Books:
+    """What is known of the contract."""
+
+    row: ContractRow
+    account: ProviderAccount
+    receipt: Signed[Receipt] | None
+    closing: Signed[SignedMessage] | None
+    """The one that holds: nothing is taken behind it."""
 
 
 KEPT: Final[tuple[type[SignedMessage], ...]] = (Contract, Accept, Meter, Voucher, Receipt, Closing)

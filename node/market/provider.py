@@ -63,7 +63,7 @@ class Provider:
         self._on_change = on_change
         self.jobs: dict[MessageId, ProviderJob] = {}
         self._undecided: dict[MessageId, trio.Event] = {}
-        self._late: set[MessageId] = set()
+        self._late: set[tuple[PeerId, MessageId]] = set()
 
     def attach(self, network: Network) -> None:
         network.serve(QUOTE_PROTOCOL, self._serve_quote)
@@ -247,13 +247,17 @@ class Provider:
         job = self.jobs.get(contract_id)
         if job is not None and job.contract.signer == line.peer_id and await job.attach(line, resume):
             return
-        if contract_id in self._late:
+        # With the peer: nobody else's question keeps a requester from bringing what it owes.
+        who = line.peer_id, contract_id
+        if who in self._late:
             raise RemoteProtocolError("resume: another stream settles this contract", reason=Reason.ORDER)
-        self._late.add(contract_id)
+        self._late.add(who)
+        late = LateContract(self._party, line)
         try:
-            await LateContract(self._party, line).serve(resume)
+            await late.serve(resume)
         finally:
-            self._late.discard(contract_id)
+            self._late.discard(who)
+            self._admission.promised_late(line.peer_id, late.promised, now=trio.current_time())
 
     @contextlib.contextmanager
     def _deciding(self, contract_id: MessageId) -> Iterator[None]:

@@ -77,6 +77,7 @@ class ProviderJob:
         self._work = trio.CancelScope()
         self._heard: list[Signed[SignedMessage]] = []
         self._heard_at = 0.0
+        self._cancelled = False
         self._accepted_at = 0.0
         self._paused_at = 0.0
         self._detached_at = 0.0
@@ -247,7 +248,9 @@ class ProviderJob:
         match event:
             case Piece():
                 self._waiting.append(event)
-            case Heard(signed):
+            case Heard(line=line) if self._attachment.has_replaced(line):
+                pass  # a voucher that comes over both streams would be one too many
+            case Heard(signed=signed):
                 await self._hear(signed)
             case Attached():
                 await self._take_back(event)
@@ -311,9 +314,11 @@ class ProviderJob:
                 if self.state is ProviderState.FINISHED:
                     self._move(ProviderEvent.CLOSING_CAME)
                 self._heard.append(signed)
-            case Cancel() as cancel if cancel.contract_id == self._contract.message_id:
+            case Cancel(contract_id=named) if named == self._contract.message_id and not self._cancelled:
+                self._cancelled = True
                 self._heard.append(signed)
-                await self._end(ProviderEvent.CANCEL_CAME, "partial")
+                if not is_final(self.state):
+                    await self._end(ProviderEvent.CANCEL_CAME, "partial")
             case _:
                 log.debug("message out of order ignored", extra={"kind": signed.envelope.kind})
 
@@ -432,17 +437,18 @@ class ProviderJob:
             return
         with trio.move_on_after(FAREWELL_S):
             while True:
-                event = await self._inbox.receive()
-                if isinstance(event, LineEnded) and self._attachment.speaks_over(event.line):
-                    return
-                if isinstance(event, Attached):
-                    event.done.set()  # what the books say is all there is to say
-                if isinstance(event, Heard):
-                    if isinstance(event.signed.message, Cancel):
-                        self._heard.append(event.signed)
-                    else:
-                        await self._hear(event.signed)
-                    await self._store_heard()
+                match await self._inbox.receive():
+                    case LineEnded(line=line) if self._attachment.speaks_over(line):
+                        return
+                    case Attached() as attached:
+                        # What the books say is all there is to say, and two may not write them.
+                        attached.done.set()
+                        return
+                    case Heard(line=line, signed=signed) if self._attachment.speaks_over(line):
+                        await self._hear(signed)
+                        await self._store_heard()
+                        if isinstance(signed.message, Closing):
+                            return
 
     # Small things.
 

@@ -6,15 +6,17 @@ import trio
 from node.errors import StreamLostError
 from node.ledger.entries import ContractRow
 from node.market.order import Contracted, JobFailedError, PassedOver
-from protocol.contract import Accept
+from node.market.party import Line
+from protocol.contract import Accept, Cancel, Contract
 from protocol.framing import JOB_PROTOCOL
 from protocol.receipt import Receipt
 from protocol.resume import Resume
 from protocol.signed import Signed
 from protocol.states import ProviderState, RequesterState
 from protocol.units import MessageId
+from protocol.voucher import Meter
 from tests.fakes import Script, ScriptedExecutor
-from tests.market.rogues import RogueRequester, honest_contract, job_line
+from tests.market.rogues import RogueProvider, RogueRequester, honest_contract, job_line
 from tests.market.world import Bought, Node, World, buy, order
 
 SLOW = Script(step_s=0.5)
@@ -288,3 +290,104 @@ async def test_passed_over_says_why_the_stream_was_lost_first(world: World) -> N
         await world.stop(serving)
     (passed,) = (event for event in bought[0].events if isinstance(event, PassedOver))
     assert passed.code == "unreachable" and bought[0].finished.tokens_out == 60
+
+
+async def test_voucher_that_comes_over_both_streams_is_taken_once(world: World) -> None:
+    buyer, provider = await make_pair(world, Script(step_s=0.05))
+    async with job_line(buyer, provider) as first:
+        contract = honest_contract(buyer, provider)
+        await first.offer(contract)
+        await first.hear(Meter)
+        async with await buyer.network.inner.open_stream(provider.peer_id, JOB_PROTOCOL) as stream:
+            second = RogueRequester(buyer, stream)
+            second.contract, second.meters = contract, list(first.meters)
+            assert (await resume_on(second, contract.message_id, meter=1, voucher=1)).voucher == 0
+            # It was on its way all the time; the requester thinks it lost and brings it again.
+            await first.pay()
+            await trio.sleep(0.1)
+            await second.pay()
+            receipt = await second.hear(Receipt)
+            await second.pay()
+            await second.close(receipt.message_id, receipt.message.cumulative)
+            await trio.sleep(1)
+    row = await provider.only_row()
+    assert row.state is ProviderState.CLOSED and row.vouchered == row.metered
+
+
+async def test_provider_hears_a_cancel_that_was_said_just_before_the_stream_was_lost(world: World) -> None:
+    buyer, provider = await make_pair(world, Script(step_s=0.05))
+    async with job_line(buyer, provider) as rogue:
+        contract = honest_contract(buyer, provider)
+        await rogue.offer(contract)
+        await rogue.hear(Accept)
+        await trio.sleep(1)
+        # The first meter is being written when both arrive, and then cannot be sent.
+        provider.ledger.lag_s = 2.0
+        await trio.sleep(0.8)
+        await rogue.line.tell(buyer.party.sign(Cancel(contract_id=contract.message_id, code="user", meter=0)))
+        await buyer.network.inner.disconnect(provider.peer_id)
+        await trio.sleep(10)
+    provider.ledger.lag_s = 0.0
+    row = await provider.only_row()
+    assert row.state is ProviderState.CANCELLED
+    assert {"cancel", "receipt"} <= set(await provider.kinds(row))
+
+
+async def test_provider_that_drops_every_stream_is_given_up(world: World) -> None:
+    resumed = 0
+    took_on: list[Signed[Contract]] = []
+
+    async def drops(node: Node, line: Line) -> None:
+        nonlocal resumed
+        rogue = RogueProvider(node, line)
+        if not took_on:
+            took_on.append(await rogue.take())
+            await rogue.accept()
+            await rogue.output(1)
+            return
+        resume = await line.hear_untrusted(Resume)
+        if resume.message.standing == "open":
+            resumed += 1
+            answer = Resume(contract_id=resume.message.contract_id, standing="open", frames=1, meter=0, voucher=0)
+            await line.tell(node.party.sign(answer))
+
+    rogue_node = await world.node("p", executor=ScriptedExecutor(script=SLOW), rogue=drops)
+    buyer = await world.node("r")
+    world.introduce(buyer, rogue_node)
+    with trio.fail_after(120):
+        bought = await buy(buyer, order(tokens=60))
+    assert isinstance(bought.error, JobFailedError)
+    assert 20 < resumed < 40
+    # While somebody else could go on, it gets one chance.
+    resumed = 0
+    took_on.clear()
+    other = await world.node("q", executor=ScriptedExecutor(script=Script(first_s=0.1)))
+    second = await world.node("r2")
+    world.introduce(second, rogue_node)
+    world.introduce(second, other)
+    bought = await buy(second, order(tokens=60))
+    assert bought.finished.peer_id == other.peer_id and resumed == 1
+
+
+async def test_voucher_reaches_the_provider_when_the_user_leaves_while_the_job_is_resumed(world: World) -> None:
+    buyer, provider = await make_pair(world, Script(step_s=0.05))
+    cut = False
+    world.fabric.wire.is_cut = lambda source, _target: cut and source == provider.peer_id
+    scope = trio.CancelScope()
+
+    async def shop() -> None:
+        with scope:
+            await buy(buyer, order(tokens=200))
+
+    world.nursery.start_soon(shop)
+    await trio.sleep(5)
+    cut = True
+    await trio.sleep(1)
+    # The provider is frozen for us: the cancel goes out, and nothing comes back in time.
+    scope.cancel()
+    await trio.sleep(4)
+    cut = False
+    await trio.sleep(60)
+    ours, theirs = await rows_of(buyer, provider)
+    assert ours.state is RequesterState.CANCELLED and theirs.state is ProviderState.CANCELLED
+    assert ours.vouchered == theirs.vouchered
