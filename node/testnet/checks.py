@@ -62,14 +62,17 @@ class ContractFile:
     is_attached: bool = False
     """Whether the requester has heard a yes on the newest stream."""
     is_resuming: bool = False
+    resumed_at: int = -1
+    """How many frames had come when it was resumed the last time."""
     gave_up: bool = False
     """Whether the requester took the contract for lost: what comes after that excuses nothing."""
     is_over: bool = False
     """Whether the requester had it all, or a reason of its own to want no more."""
 
     @property
-    def is_attached_or_resuming(self) -> bool:
-        return self.is_attached or self.is_resuming
+    def may_be_left(self) -> bool:
+        """Return whether a requester need not go on: it never began, or its last resume brought nothing."""
+        return not self.is_resuming and (not self.is_attached or self.resumed_at == self.frames_received)
 
     @property
     def job(self) -> str:
@@ -187,6 +190,7 @@ class Checks:
         if file is not None:
             if message.kind == "resume" and life.peer_id == file.requester and message.body["standing"] != "over":
                 file.is_resuming, file.is_attached = file.is_attached, False
+                file.resumed_at = file.frames_received
             self._judge(file, message)
 
     def _believe(self, file: ContractFile, message: SeenMessage) -> None:
@@ -218,6 +222,14 @@ class Checks:
             self._require(
                 file.tokens_sent <= file.body["tokens_out_max"], "more output than the contract allows", file
             )
+
+    def ended(self, life: Life, heard: list[SeenMessage]) -> None:
+        """Judge an end mark that answers the peer's: what the peer brought has to be in the books."""
+        kept = self.durable.get(life.peer_id, set())
+        for message in heard:
+            if message.kind in ("voucher", "closing") and not {life.peer_id, message.signer} & self.liars:
+                file = self.files[message.body["contract_id"]]
+                self._require(message.raw in kept, "ended before all was in the books", file, message.kind)
 
     # What the executor tells.
 

@@ -11,11 +11,14 @@ from typing import Final
 
 import trio
 
+from node.testnet.liars import Lie
 from node.testnet.orders import FIRST_ORDER_S
 from node.testnet.world import LATENCY_S, SimulatedNode, World
 
 SECONDS_PER_MINUTE: Final = 60.0
 CLOCK_JUMP_S: Final = 300.0
+VANISHES_AFTER_S: Final = (5.0, 40.0)
+VANISH_STEP_S: Final = 0.25
 
 
 class Faults:
@@ -25,6 +28,7 @@ class Faults:
         self._world = world
         self.count: Counter[str] = Counter()
         """What was broken, by kind; a one-way partition is a partition, too."""
+        self._gone: list[SimulatedNode] = []
 
     async def run(self, nursery: trio.Nursery) -> None:
         """Break things for the time that the scenario says, and mend them; ``nursery`` holds restarted nodes."""
@@ -47,6 +51,9 @@ class Faults:
                 for kind, (fault, per_minute) in rates.items():
                     if per_minute:
                         kinds.start_soon(self._repeat, kind, fault, per_minute, nursery)
+                for node in world.nodes:
+                    if node.lie is Lie.VANISHES:
+                        kinds.start_soon(self._vanish, node)
         for node in world.nodes:
             node.slow_down(False)
             if node.rooms is not None:
@@ -54,7 +61,7 @@ class Faults:
         world.links.mend()
         world.fabric.wire.latency_s = LATENCY_S
         for node in world.nodes:
-            if not node.is_up:
+            if not node.is_up and node not in self._gone:
                 nursery.start_soon(world.live, node)
         world.witness.note("world", "fault over", detail="all is mended")
 
@@ -99,6 +106,15 @@ class Faults:
 
     async def _cut_power(self, rng: random.Random, nodes: trio.Nursery) -> None:
         await self._crash(rng, nodes, silently=True)
+
+    async def _vanish(self, node: SimulatedNode) -> None:
+        """Cut a requester's power for good once a provider works for it."""
+        rng = self._world.rng("faults", "vanish", node.name)
+        await trio.sleep(rng.uniform(*VANISHES_AFTER_S))
+        while not node.is_up or not self._world.is_served(node):  # noqa: ASYNC110  virtual time, no event tells
+            await trio.sleep(VANISH_STEP_S)
+        self._gone.append(node)
+        self._world.crash(node, silently=True)
 
     async def _part(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         """Cut the nodes into two halves, in one direction only every third time."""

@@ -31,6 +31,8 @@ class Lie(StrEnum):
     """A requester whose vouchers exceed their meters: money that nobody could prove."""
     REPLAYS = "replays"
     """A requester that tells old contracts again, and old adverts of others; see ``node.testnet.replays``."""
+    VANISHES = "vanishes"
+    """A requester whose machine goes silent in mid-job and never comes back; see ``node.testnet.faults``."""
 
 
 PROVIDER_LIES = frozenset({Lie.METER_ABOVE, Lie.METER_TOKENS, Lie.RECEIPT_TOKENS, Lie.RECEIPT_ABOVE, Lie.ADVERT})

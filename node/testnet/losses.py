@@ -32,8 +32,8 @@ class Losses:
         checks, witness, began = self._world.checks, self._world.witness, trio.current_time()
         file = checks.files.get(stream.contract_id)
         resumes = witness.resumes[stream.contract_id]
-        if file is None or not file.is_attached or stream.resumes != resumes:
-            # One that was being resumed: whoever has another provider need not try twice.
+        if file is None or not file.is_attached or file.may_be_left or stream.resumes != resumes:
+            # One that was being resumed, or was in vain: whoever has another provider need not try twice.
             self._unclear_at = began
             return
         await trio.sleep(RESUMED_WITHIN_S)
@@ -46,7 +46,7 @@ class Losses:
     def is_held(self, file: ContractFile) -> bool:
         """Return whether a provider still has the job and could have been asked to go on with it."""
         provider = self._world.node_of(file.provider)
-        if provider.rooms is None or file.is_over or not file.is_attached_or_resuming or _is_overdue(file):
+        if provider.rooms is None or file.is_over or file.may_be_left or _is_overdue(file):
             return False
         job = provider.rooms.provider.jobs.get(MessageId(bytes.fromhex(file.contract_id)))
         calm_since = max(self._calm_since(file), self._unclear_at)

@@ -82,6 +82,8 @@ class Observer(Protocol):
 
     def output(self, life: Life, output: SeenOutput, *, is_sent: bool) -> None: ...
 
+    def ended(self, life: Life, heard: list[SeenMessage]) -> None: ...
+
     def published(self, life: Life, advert: SeenMessage) -> None: ...
 
 
@@ -188,8 +190,17 @@ class Witness:
                 contract=contract,
                 detail=detail,
             )
+        if not is_sent:
+            stream.heard.append(message)
         tell = self.observer.sent if is_sent else self.observer.received
         tell(life, message, stream.contract_id)
+
+    def end_mark(self, life: Life, stream: "WatchedStream", *, is_sent: bool) -> None:
+        """Take in an end mark of a live node: the second one says that all before the first has been seen to."""
+        if not is_sent:
+            stream.has_peer_ended = True
+        elif life.alive and self.observer is not None and stream.has_peer_ended:
+            self.observer.ended(life, stream.heard)
 
     def gossip(self, life: Life, data: bytes) -> None:
         if life.alive and self.observer is not None and (advert := self.read(data)) is not None:
@@ -214,8 +225,9 @@ class WatchedStream(MemoryStream):
         own: PeerId,
         peer_id: PeerId,
         on_gone: Callable[[MemoryStream], None],
-        watch: Callable[["WatchedStream", bytes, bool], None],
+        watch: Callable[["WatchedStream", bytes | None, bool], None],
     ) -> None:
+        """``watch`` sees every frame, None for an end mark, and whether it is sent."""
         super().__init__(wire, own=own, peer_id=peer_id, on_gone=on_gone)
         self._watch = watch
         self.contract_id = b""
@@ -223,6 +235,8 @@ class WatchedStream(MemoryStream):
         self.resumes = 0
         """How often its contract had been resumed when this stream began; -1 when it only brings last words."""
         self.opened_at = trio.current_time()
+        self.heard: list[SeenMessage] = []
+        self.has_peer_ended = False
 
     async def send_frame(self, frame: bytes) -> None:
         # Output counts when it is handed over: a provider cannot know what a stream that breaks now still carries.
@@ -232,9 +246,12 @@ class WatchedStream(MemoryStream):
 
     async def receive_frame(self, size_max: int) -> bytes | None:
         frame = await super().receive_frame(size_max)
-        if frame is not None:
-            self._watch(self, frame, False)
+        self._watch(self, frame, False)
         return frame
+
+    async def finish(self) -> None:
+        self._watch(self, None, True)
+        await super().finish()
 
 
 class WatchedNetwork(MemoryNetwork):
@@ -250,8 +267,14 @@ class WatchedNetwork(MemoryNetwork):
             own=self.peer_id,
             peer_id=peer_id,
             on_gone=on_gone,
-            watch=lambda stream, frame, is_sent: self._witness.frame(self._life, stream, frame, is_sent=is_sent),
+            watch=self._see,
         )
+
+    def _see(self, stream: WatchedStream, frame: bytes | None, is_sent: bool) -> None:
+        if frame is None:
+            self._witness.end_mark(self._life, stream, is_sent=is_sent)
+        else:
+            self._witness.frame(self._life, stream, frame, is_sent=is_sent)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         async def watched(stream: Any) -> None:  # the interface's Stream, as the handler takes it

@@ -180,6 +180,11 @@ class World:
     def node_of(self, peer_id: PeerId) -> SimulatedNode:
         return self._by_peer[peer_id]
 
+    def is_served(self, node: SimulatedNode) -> bool:
+        """Return whether a provider holds a job of this node's."""
+        jobs = [job for other in self.nodes if other.rooms for job in other.rooms.provider.jobs.values()]
+        return any(job.contract.signer == node.peer_id for job in jobs)
+
     def takes(self, item: str) -> bool:
         """Return whether this order or fault belongs to the run, and note it."""
         if self._only is not None and item not in self._only:

@@ -16,7 +16,10 @@ from node.ledger.ledger import Ledger, _Posting
 from node.ledger.store import LedgerStore
 from node.market import provider
 from node.market.admission import Admission
-from node.market.party import Party, S
+from node.market.attachment import Attachment
+from node.market.attempt import Attempt
+from node.market.late import LateContract
+from node.market.party import Line, Party, S
 from node.market.provider_job import ProviderJob
 from node.market.requester_job import RequesterJob
 from node.testnet.campaign import run_quietly
@@ -26,6 +29,7 @@ from protocol.advert import Advert
 from protocol.contract import Contract
 from protocol.errors import RemoteProtocolError
 from protocol.receipt import Receipt
+from protocol.resume import Resume
 from protocol.signed import Signed
 from protocol.units import MessageId, Microcredits, UnixMs
 from protocol.voucher import Meter, Voucher
@@ -65,11 +69,9 @@ def offered_before_recorded(patch: pytest.MonkeyPatch) -> None:
 def meter_not_compared(patch: pytest.MonkeyPatch) -> None:
     def meter_untrusted(self: RequesterAccount, meter: Meter, _elapsed_ms: int) -> Voucher:
         self.meters, self._tokens_metered, self._final = meter.number, self.delivered.tokens, meter.final
-        self._vouchers += 1
+        self.vouchers += 1
         self.promised = Microcredits(meter.cumulative)
-        return Voucher(
-            contract_id=self._id, number=self._vouchers, cumulative=meter.cumulative, meter=meter.number
-        )
+        return Voucher(contract_id=self._id, number=self.vouchers, cumulative=meter.cumulative, meter=meter.number)
 
     patch.setattr(RequesterAccount, "meter_untrusted", meter_untrusted)
 
@@ -153,8 +155,8 @@ def replayed_contract_taken(patch: pytest.MonkeyPatch) -> None:
 def voucher_above_meter_taken(patch: pytest.MonkeyPatch) -> None:
     def voucher_untrusted(self: ProviderAccount, voucher: Voucher) -> None:
         self.vouchered = Microcredits(voucher.cumulative)
-        self._vouchers = voucher.number
-        self._meter_vouchered = voucher.meter
+        self.vouchers = voucher.number
+        self.meter_vouchered = voucher.meter
 
     patch.setattr(ProviderAccount, "voucher_untrusted", voucher_untrusted)
 
@@ -197,14 +199,43 @@ def work_timed_by_wall_clock(patch: pytest.MonkeyPatch) -> None:
 
 
 def open_offer_not_waited_for(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(RequesterJob, "_offer_open_s", lambda _self: 0.0)
+    patch.setattr(RequesterJob, "offer_open_s", lambda _self: 0.0)
 
 
 def interrupted_contract_left_open(patch: pytest.MonkeyPatch) -> None:
-    def end_interrupted(_self: LedgerStore) -> int:
+    def end_interrupted(_self: LedgerStore, _only: object = None) -> int:
         return 0
 
     patch.setattr(LedgerStore, "end_interrupted", end_interrupted)
+
+
+def lost_stream_not_resumed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Attempt, "_may_resume", lambda _self, _cause: False)
+
+
+def frame_left_out_on_resume(patch: pytest.MonkeyPatch) -> None:
+    move_to = Attachment.move_to
+
+    async def move_one_further(self: Attachment, line: Line, own: Signed[Resume], heard: Resume) -> None:
+        await move_to(self, line, own, msgspec.structs.replace(heard, frames=heard.frames + 1))
+
+    patch.setattr(Attachment, "move_to", move_one_further)
+
+
+def frames_sent_again_from_the_first(patch: pytest.MonkeyPatch) -> None:
+    move_to = Attachment.move_to
+
+    async def move_back(self: Attachment, line: Line, own: Signed[Resume], heard: Resume) -> None:
+        await move_to(self, line, own, msgspec.structs.replace(heard, frames=0))
+
+    patch.setattr(Attachment, "move_to", move_back)
+
+
+def late_voucher_not_kept(patch: pytest.MonkeyPatch) -> None:
+    async def store(_self: LateContract, *_books: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    patch.setattr(LateContract, "_store", store)
 
 
 # The scenario, a seed that shows the fault, and the rule that sees it.
@@ -213,22 +244,26 @@ MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (paid_before_recorded, "calm", 1),
     (metered_before_recorded, "calm", 1),
     (offered_before_recorded, "calm", 1),
-    (meter_not_compared, "liars", 4),
-    (receipt_not_checked, "liars", 6),
+    (meter_not_compared, "liars", 8),
+    (receipt_not_checked, "liars", 4),
     (place_kept_on_cancel, "crashes", 1),
     (reserve_kept_when_unpaid, "liars", 1),
-    (hold_never_lapses, "crashes", 5),
+    (hold_never_lapses, "partitions", 1),
     (seed_lost_on_failover, "crashes", 1),
     (expired_advert_used, "churn", 1),
     (replayed_contract_taken, "liars", 1),
     (voucher_above_meter_taken, "liars", 1),
     (lower_voucher_taken, "liars", 1),
     (queue_without_bound, "overload", 1),
-    (input_waited_for_forever, "storm", 1),
-    (payment_waited_for_forever, "storm", 1),
-    (work_timed_by_wall_clock, "storm", 1),
+    (input_waited_for_forever, "partitions", 2),
+    (payment_waited_for_forever, "liars", 2),
+    (work_timed_by_wall_clock, "churn", 1),
     (open_offer_not_waited_for, "storm", 1),
     (interrupted_contract_left_open, "crashes", 1),
+    (lost_stream_not_resumed, "storm", 1),
+    (frame_left_out_on_resume, "storm", 2),
+    (frames_sent_again_from_the_first, "storm", 1),
+    (late_voucher_not_kept, "crashes", 3),
 )
 
 
