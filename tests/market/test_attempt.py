@@ -391,3 +391,19 @@ async def test_voucher_reaches_the_provider_when_the_user_leaves_while_the_job_i
     ours, theirs = await rows_of(buyer, provider)
     assert ours.state is RequesterState.CANCELLED and theirs.state is ProviderState.CANCELLED
     assert ours.vouchered == theirs.vouchered
+
+
+async def test_provider_learns_that_the_user_left_before_the_answer_to_the_offer(world: World) -> None:
+    buyer, provider = await make_pair(world, Script(prepare_s=1.0, step_s=0.5))
+    scope = trio.CancelScope()
+
+    async def shop() -> None:
+        with scope:
+            await buy(buyer, order(tokens=200))
+
+    world.nursery.start_soon(shop)
+    await trio.sleep(0.5)
+    scope.cancel()
+    await trio.sleep(4)
+    assert provider.executor.running == 0
+    assert not provider.provider.jobs
