@@ -144,11 +144,13 @@ class Ledger:
                         await self._probe()
 
     async def witness(self, envelope: Envelope, at_ms: UnixMs) -> None:
-        """Keep the proof that a message which we refused makes with one of its signer's that we hold, if it does.
-
-        Raises: LedgerError.
-        """
-        proof = await self._read(lambda: self._store.witness(envelope, at_ms))
+        """Keep the proof that a message which we refused makes with one of its signer's that we hold, if any."""
+        try:
+            proof = await self._read(lambda: self._store.witness(envelope, at_ms))
+        except LedgerError as exc:
+            # A conversation that ended here would leave its contract open: it has an end of its own to write.
+            log.warning("proof not kept", extra={"peer": peer_id_to_text(envelope.signer), "cause": str(exc)})
+            return
         if proof is not None:
             _tell(proof)
 

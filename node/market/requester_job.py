@@ -152,10 +152,10 @@ class RequesterJob:
             return await self._receive(line)
         except RemoteProtocolError as exc:
             wait_s = self.offer_open_s()
-            if self._heard is not None:
-                await self._store()
-                await self._party.ledger.witness(self._heard.envelope, self._party.now_ms())
             await self._break_off(line, "meter")
+            if self._heard is not None:
+                # The first message of its place is in the books by now.
+                await self._party.ledger.witness(self._heard.envelope, self._party.now_ms())
             raise failed_by(exc, "broke the protocol", wait_s=wait_s) from exc
         except (StreamLostError, trio.TooSlowError, AttemptFailedError):
             raise

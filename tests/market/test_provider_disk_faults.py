@@ -6,11 +6,13 @@ import trio
 from node.config import MarketSection
 from node.errors import LedgerDiskError
 from protocol.states import ProviderState, is_final
+from protocol.voucher import Meter
 from tests.fakes import Script, ScriptedExecutor
-from tests.market.rogues import honest_contract
+from tests.market.rogues import honest_contract, job_line
 from tests.market.test_provider import answer_to, ask_of, quote_to
 from tests.market.world import Node, World, buy, order
 
+ONE_EACH = MarketSection(price_in=0, price_out=1_000_000, voucher_window_tokens=8)
 BACK_S = 60.0
 """Longer than the ledger waits before it tries a disk again."""
 
@@ -114,3 +116,20 @@ async def test_disk_is_tried_less_and_less_often_while_it_refuses(world: World) 
     refuse(node, False)
     await trio.sleep(BACK_S)
     assert node.ledger.health.fault is None
+
+
+async def test_contract_ends_when_the_disk_refuses_the_proof_against_its_requester(world: World) -> None:
+    provider = await world.node("p", executor=ScriptedExecutor(script=Script(step_s=0.05)), market=ONE_EACH)
+    buyer = await world.node("r")
+    async with job_line(buyer, provider) as rogue:
+        await rogue.offer(honest_contract(buyer, provider, voucher_window_tokens=8))
+        await rogue.hear(Meter)
+        await rogue.pay()
+        rogue._vouchers -= 1
+        await trio.sleep(0.1)
+        refuse(provider, True)
+        await rogue.pay(cumulative=1)
+        await trio.sleep(0.1)
+        refuse(provider, False)
+        await trio.sleep(BACK_S)
+    assert is_final((await provider.only_row()).state) and provider.executor.running == 0
