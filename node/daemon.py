@@ -30,6 +30,7 @@ from node.market.admission import Admission
 from node.market.own_advert import OwnAdvert
 from node.market.party import Party
 from node.market.provider import Provider
+from node.market.quotes import Quotes
 from node.market.requester import Requester
 from node.market.settlement import means_of
 from node.market.settlement_exchange import Settler
@@ -140,6 +141,7 @@ class _Daemon:
             config=config.market,
             look_up=self._discovery.look_up,
         )
+        self._quotes = Quotes(party, net, self._directory, config=config.market, look_up=self._discovery.look_up)
         self._settler = Settler(
             party,
             net,
@@ -179,6 +181,7 @@ class _Daemon:
             market=self._requester,
             view=self._view,
             connect=self._net.dial,
+            quotes=self._quotes.ask,
             settle=self._settler.settle,
             shutdown=nursery.cancel_scope.cancel,
             metrics=self._party.metrics,

@@ -58,6 +58,8 @@ class Metrics:
         self.models = Names(MODELS_MAX)
         """Served names come first, since the daemon labels them at start; then those of jobs that were bought."""
         self._codes = Names(CODES_MAX)
+        self.declines: dict[str, int] = {}
+        """Asks and contracts that we declined, by reason: also for whoever asks why nothing is sold."""
         self._make_market()
         self._make_network()
         self._make_machine()
@@ -156,6 +158,7 @@ class Metrics:
 
     def declined(self, code: DeclineCode) -> None:
         self._declines[code].inc()
+        self.declines[code.value] = self.declines.get(code.value, 0) + 1
 
     def contract_over(self, role: Role, outcome: str) -> None:
         """Count a contract; ``outcome`` is its last state."""

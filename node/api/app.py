@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 from node.api.control import control_routes
 from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
 from node.api.guard import Guard
+from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
 from node.api.openai import openai_routes
 from node.api.services import Services
@@ -21,7 +22,12 @@ CLIENT_CLOSED = 499
 def make_app(services: Services) -> ASGIApp:
     """Return the app that ``node.api.server.serve_app`` serves."""
     app = Starlette(
-        routes=[*openai_routes(services), *control_routes(services), *ledger_routes(services)],
+        routes=[
+            *openai_routes(services),
+            *control_routes(services),
+            *job_routes(services),
+            *ledger_routes(services),
+        ],
         exception_handlers={
             HTTPException: _on_http_error,
             ClientGoneError: _on_client_gone,

@@ -21,7 +21,6 @@ from node.api.views import (
     ConnectRequest,
     DevicesAnswer,
     HealthAnswer,
-    JobsAnswer,
     ModelsAnswer,
     PeersAnswer,
     ReadyAnswer,
@@ -48,7 +47,6 @@ def control_routes(services: Services) -> list[Route]:
         ("/api/v1/models", control.models),
         ("/api/v1/devices", control.devices),
         ("/api/v1/advert", control.advert),
-        ("/api/v1/jobs", control.jobs),
         ("/api/v1/receipts", control.receipts),
         ("/api/v1/receipts/{contract}", control.bundle),
     ]
@@ -92,9 +90,6 @@ class Control:
 
     async def advert(self, _request: Request) -> Response:
         return json_response(AdvertAnswer(advert=self._view.advert()))
-
-    async def jobs(self, _request: Request) -> Response:
-        return json_response(JobsAnswer(jobs=tuple(self._view.jobs())))
 
     async def receipts(self, request: Request) -> Response:
         text = request.query_params.get("limit", str(RECEIPTS_DEFAULT))

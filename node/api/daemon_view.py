@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.views import (
     BundleMessage,
     BundleView,
@@ -20,16 +21,18 @@ from node.api.views import (
     ReceiptView,
     StatusView,
 )
+from node.api.why_node import NodeFacts
 from node.config import Config
 from node.discovery.directory import Directory, Listing
 from node.execution.interface import DeviceReport, Executor
 from node.ledger.ledger import Ledger
 from node.market.admission import Admission
+from node.market.journal import JobRecord
 from node.market.party import Party
 from node.market.provider import Provider
 from node.market.requester import Requester
 from node.net.interface import Network
-from protocol.advert import Advert, DeviceClaim, Offer
+from protocol.advert import PROTOCOL_VERSION, Advert, DeviceClaim, Offer
 from protocol.evidence import Readable, readable
 from protocol.identity import peer_id_to_text
 from protocol.schema import to_plain
@@ -39,6 +42,8 @@ from protocol.units import PeerId
 MILLI: Final = 1_000
 STARTING: Final = "starting"
 OK: Final = "ok"
+_STRANGER: Final = PeerId(bytes(32))
+"""Nobody's key: it stands for a peer that we have never dealt with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,34 +142,39 @@ class DaemonView:
         return {key: _json(readable(value)) for key, value in to_plain(own.message).items()}
 
     def jobs(self) -> Sequence[JobView]:
-        """Return what runs now, bought and sold."""
-        sold = [
-            JobView(
-                job_id=job.contract.message.job_id.hex(),
-                contract_id=contract_id.hex(),
-                role="provider",
-                peer_id=peer_id_to_text(job.contract.signer),
-                model=job.model_name,
-                state=str(job.state),
-                tokens_out=job.tokens_out,
-                started_ms=job.accepted_at_ms,
-            )
-            for contract_id, job in self._rooms.provider.jobs.items()
-        ]
-        bought = [
-            JobView(
-                job_id=job_id.hex(),
-                contract_id=None if job.contract is None else job.contract.message_id.hex(),
-                role="requester",
-                peer_id=peer_id_to_text(job.peer_id),
-                model=job.model_name,
-                state=str(job.state),
-                tokens_out=job.tokens_out,
-                started_ms=0 if job.contract is None else job.contract.message.made_at_ms,
-            )
-            for job_id, job in self._rooms.requester.jobs.items()
-        ]
-        return [*sold, *bought]
+        """Return the newest jobs, bought, sold and our own, those that began last first."""
+        return [job_view(it, tokens_out=self._tokens_now(it)) for it in self._rooms.party.journal.records()]
+
+    def find_jobs(self, prefix: str) -> Sequence[JobTrace]:
+        found = self._rooms.party.journal.find(prefix)
+        return [job_trace(record, tokens_out=self._tokens_now(record)) for record in found]
+
+    def _tokens_now(self, record: JobRecord) -> int | None:
+        """Return how far a contract of a peer's is: its record hears of changes of its state only."""
+        job = None if record.contract_id is None else self._rooms.provider.jobs.get(record.contract_id)
+        return None if job is None else job.tokens_out
+
+    def facts(self) -> NodeFacts:
+        rooms, now = self._rooms, trio.current_time()
+        listings = rooms.directory.listings(rooms.party.now_ms())
+        ours = [it for it in listings if it.advert.offers and PROTOCOL_VERSION in it.advert.versions]
+        return NodeFacts(
+            role=rooms.config.node.role,
+            problems={name: check for name, check in self.checks.items() if check != OK},
+            peers_connected=len(rooms.network.connected_peers()),
+            models=len(rooms.executor.models()),
+            is_advertised=rooms.own_advert() is not None,
+            is_draining=rooms.admission.draining,
+            slots=rooms.admission.slots,
+            slots_free=rooms.admission.slots_free(now),
+            credit_stranger=rooms.admission.credit_left(_STRANGER, now),
+            spend_stranger=rooms.requester.spending.room(_STRANGER),
+            offering=len(ours),
+            offering_free=sum(it.advert.slots_free > 0 for it in ours),
+            doubted=len(rooms.directory.doubted() & {it.peer_id for it in ours}),
+            other_versions=sum(PROTOCOL_VERSION not in it.advert.versions for it in listings),
+            declines=dict(rooms.party.metrics.declines),
+        )
 
     def readiness(self) -> dict[str, str]:
         return dict(self.checks)

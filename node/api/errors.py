@@ -15,6 +15,7 @@ from node.market.order import (
     DeadlineError,
     JobFailedError,
     NobodyWillingError,
+    OrderCancelledError,
     OrderError,
     PassedOver,
     PromptTooLongError,
@@ -144,6 +145,9 @@ def to_api_error(exc: NodeError) -> ApiError:
             return bad_request(str(exc), param="messages", code="context_length_exceeded")
         case DeadlineError():
             return ApiError(str(exc), status=504, code="deadline")
+        case OrderCancelledError():
+            # Not 409, which SDKs try again by themselves.
+            return ApiError(str(exc), status=410, code="cancelled")
         case JobFailedError():
             return ApiError(str(exc), status=502, code="peer_failed", souk=Cause(cause=exc.code))
         case OrderError():

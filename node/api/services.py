@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from node.api.job_views import JobTrace
 from node.api.views import (
     BundleView,
     DeviceView,
@@ -18,15 +19,17 @@ from node.api.views import (
     ReceiptView,
     StatusView,
 )
+from node.api.why_node import NodeFacts
 from node.config import ApiSection
 from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
 from node.ledger.settlement import ListedStatement, SettlementEnvelopes
 from node.market.order import JobEvent, Order
+from node.market.quotes import Enquiry, QuoteReply
 from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
-from protocol.units import Microcredits, PeerId
+from protocol.units import JobId, Microcredits, PeerId
 
 
 class Market(Protocol):
@@ -39,6 +42,9 @@ class Market(Protocol):
 
         Raises: OrderError: one of its subclasses in ``node.market.order``.
         """
+
+    async def cancel(self, job_id: JobId) -> bool:
+        """End an open order as if its user had left, and wait for that; return whether there was one."""
 
 
 class Books(Protocol):
@@ -72,7 +78,14 @@ class View(Protocol):
     def advert(self) -> dict[str, Json] | None:
         """Return what others see of this node, or None while nothing is advertised."""
 
-    def jobs(self) -> Sequence[JobView]: ...
+    def jobs(self) -> Sequence[JobView]:
+        """Return the newest jobs, those that began last first."""
+
+    def find_jobs(self, prefix: str) -> Sequence[JobTrace]:
+        """Return the jobs whose own or whose contract's hex id starts so."""
+
+    def facts(self) -> NodeFacts:
+        """Return what decides whether this node can serve and buy."""
 
     def readiness(self) -> dict[str, str]:
         """Return each check with ``ok`` or the reason why not."""
@@ -105,6 +118,8 @@ class Services:
     view: View
     connect: Callable[[str], Awaitable[PeerId]]
     """Dial a multiaddr. Raises: TransportError."""
+    quotes: Callable[[Enquiry], Awaitable[list[QuoteReply]]]
+    """Ask every peer with a model for binding terms. Raises: UnknownModelError, LedgerError."""
     settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
     """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
     shutdown: Callable[[], None]

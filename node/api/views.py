@@ -108,14 +108,26 @@ class ReceiptView(View, frozen=True, kw_only=True):
 
 
 class JobView(View, frozen=True, kw_only=True):
+    """One order of ours whatever it took, or one contract that a peer has with us."""
+
     job_id: str
     contract_id: str | None
-    role: Side
-    peer_id: str
+    role: Side | Literal["local"]
+    peer_id: str | None
+    """The other party; None before there is one, and for a job that fails before."""
     model: str
     state: str
+    """Of its contract while the job is open; then how it ended."""
+    tokens_in: int = 0
     tokens_out: int
+    cost_microcredits: int = 0
     started_ms: int
+    first_token_ms: int | None = None
+    """From the start on, looking for a provider included."""
+    ended_ms: int | None = None
+    code: str | None = None
+    message: str | None = None
+    """Why it failed."""
 
 
 class BundleMessage(View, frozen=True, kw_only=True):

@@ -102,6 +102,10 @@ class Directory:
         self._doubted &= self._listings.keys()
         return list(self._listings.values())
 
+    def doubted(self) -> frozenset[PeerId]:
+        """Return the peers that failed somebody here since they last said something."""
+        return frozenset(self._doubted)
+
     def candidates(self, model: str, now_ms: UnixMs) -> list[Candidate]:
         """Return who serves the model of this name or hex id prefix and speaks our version, in no order."""
         return [

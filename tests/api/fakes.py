@@ -10,6 +10,7 @@ import trio
 from nacl.signing import SigningKey
 
 from node.api.app import make_app
+from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.server import serve_app
 from node.api.services import Services
 from node.api.views import (
@@ -25,14 +26,28 @@ from node.api.views import (
     ReceiptView,
     StatusView,
 )
+from node.api.why_node import NodeFacts
 from node.config import ApiSection
 from node.errors import TransportError
-from node.market.order import Asking, Contracted, Finished, JobEvent, Order, Output, Quoted
+from node.market.journal import JobRecord
+from node.market.order import (
+    Asking,
+    Contracted,
+    Finished,
+    JobEvent,
+    Order,
+    Output,
+    PassedOver,
+    Quoted,
+    UnknownModelError,
+)
+from node.market.quotes import Enquiry, Offered, QuoteReply
 from node.market.settlement import SettlementError
 from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
-from protocol.units import JobId, MessageId, Microcredits, PeerId
+from protocol.price import Prices
+from protocol.units import JobId, MessageId, Microcredits, PeerId, UnixMs
 
 TOKEN = "the-token-of-the-home"
 PEER = PeerId(bytes(SigningKey(bytes(32)).verify_key))
@@ -75,6 +90,7 @@ class ScriptedMarket:
     def __init__(self, script: Sequence[Step] = ANSWERED) -> None:
         self.script = script
         self.orders: list[Order] = []
+        self.cancels: list[JobId] = []
         self.taken = trio.Event()
         self.cancelled = trio.Event()
 
@@ -92,6 +108,10 @@ class ScriptedMarket:
         except trio.Cancelled:
             self.cancelled.set()
             raise
+
+    async def cancel(self, job_id: JobId) -> bool:
+        self.cancels.append(job_id)
+        return job_id == JOB
 
 
 class EndlessMarket(ScriptedMarket):
@@ -122,12 +142,46 @@ DEVICE = DeviceView(
 )
 
 
+FACTS = NodeFacts(
+    role="worker",
+    problems={},
+    peers_connected=2,
+    models=1,
+    is_advertised=True,
+    is_draining=False,
+    slots=8,
+    slots_free=8,
+    credit_stranger=100,
+    spend_stranger=100,
+    offering=2,
+    offering_free=2,
+    doubted=0,
+    other_versions=0,
+)
+"""Of a node that can do everything."""
+
+
+def sale() -> JobRecord:
+    """Return the record of a job that is sold and runs."""
+    return JobRecord(
+        role="worker",
+        job_id=JOB,
+        peer_id=PEER,
+        model="tiny",
+        state="running",
+        tokens_out=3,
+        started_ms=UnixMs(4),
+    )
+
+
 @dataclass
 class FixedView:
     checks: dict[str, str] = field(default_factory=lambda: {"p2p": "ok"})
     own_advert: dict[str, Json] | None = None
     limits: list[int] = field(default_factory=list)
     prefixes: list[str] = field(default_factory=list)
+    records: list[JobRecord] = field(default_factory=lambda: [sale()])
+    node_facts: NodeFacts = FACTS
 
     async def status(self) -> StatusView:
         return StatusView(
@@ -186,18 +240,13 @@ class FixedView:
         return self.own_advert
 
     def jobs(self) -> list[JobView]:
-        return [
-            JobView(
-                job_id=JOB.hex(),
-                contract_id=None,
-                role="provider",
-                peer_id=PEER_TEXT,
-                model="tiny",
-                state="running",
-                tokens_out=3,
-                started_ms=4,
-            )
-        ]
+        return [job_view(record) for record in self.records]
+
+    def find_jobs(self, prefix: str) -> list[JobTrace]:
+        return [job_trace(it) for it in self.records if it.job_id.hex().startswith(prefix)]
+
+    def facts(self) -> NodeFacts:
+        return self.node_facts
 
     def readiness(self) -> dict[str, str]:
         return self.checks
@@ -251,6 +300,16 @@ class Dialler:
             paid=Microcredits(40),
             acknowledged=told,
         )
+
+    async def quotes(self, enquiry: Enquiry) -> list[QuoteReply]:
+        if enquiry.model != "tiny":
+            raise UnknownModelError(enquiry.model, ("tiny",))
+        price = Microcredits(enquiry.tokens_in + 2 * enquiry.tokens_out_max)
+        prices = Prices(fixed=0, tokens_in=1, tokens_out=2, per_s=0)
+        offered = Offered(
+            peer_id=PEER, prices=prices, price_max_microcredits=price, first_token_ms=30, hold_ms=15_000
+        )
+        return [offered, PassedOver(peer_id=PEER, code="silent", message="no quote in time")]
 
     def shutdown(self) -> None:
         self.stopped.set()
@@ -347,6 +406,7 @@ async def serve_node(
         market=market,
         view=view,
         connect=dialler.connect,
+        quotes=dialler.quotes,
         settle=dialler.settle,
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,

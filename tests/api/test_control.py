@@ -101,24 +101,6 @@ SHAPES = [
             },
         },
     ),
-    (
-        "/api/v1/jobs",
-        {
-            "schema": 1,
-            "jobs": [
-                {
-                    "job_id": JOB.hex(),
-                    "contract_id": None,
-                    "role": "provider",
-                    "peer_id": PEER_TEXT,
-                    "model": "tiny",
-                    "state": "running",
-                    "tokens_out": 3,
-                    "started_ms": 4,
-                }
-            ],
-        },
-    ),
 ]
 
 

@@ -248,6 +248,7 @@ def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
         market=market,
         view=view,
         connect=dialler.connect,
+        quotes=dialler.quotes,
         settle=dialler.settle,
         shutdown=dialler.shutdown,
         metrics=metrics,

@@ -1,0 +1,116 @@
+"""Why this node cannot serve, or cannot buy, now: sentences from its own state, each with what to do."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from node.api.job_views import Finding, WhyNodeAnswer
+
+CHECKS_ADVICE: Mapping[str, str] = {
+    "network": "it has only just started; souk status shows when it is up",
+    "worker": "see its log: souk doctor checks the device, the driver and the model files",
+    "ledger": "free space on the disk of the home; the node goes on by itself",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What is known about this node and its neighbours at one moment."""
+
+    role: str
+    problems: Mapping[str, str]
+    """Of ``/readyz``: what is not ok."""
+    peers_connected: int
+    models: int
+    """Served here."""
+    is_advertised: bool
+    is_draining: bool
+    slots: int
+    slots_free: int
+    credit_stranger: int
+    """µc that a peer which is new to us may owe now."""
+    spend_stranger: int
+    """µc that we put at risk now with a provider which is new to us."""
+    offering: int
+    """Other peers that offer a model, in our version of the protocol."""
+    offering_free: int
+    """Of these, with a free slot."""
+    doubted: int
+    """Of these, that failed us since they last said so."""
+    other_versions: int
+    declines: Mapping[str, int] = field(default_factory=dict)
+    """Asks and contracts that we declined since the start, by reason."""
+
+
+def why_node(facts: NodeFacts) -> WhyNodeAnswer:
+    """Return what stands in the way of selling and of buying, if anything does."""
+    findings = (*_serving(facts), *_buying(facts))
+    blocked = {finding.about for finding in findings if finding.blocks}
+    return WhyNodeAnswer(can_serve="serve" not in blocked, can_buy="buy" not in blocked, findings=findings)
+
+
+def _serving(facts: NodeFacts) -> Iterator[Finding]:
+    if facts.role == "client":
+        message = 'this node only buys: node.role = "client"'
+        yield _block("serve", "role", message, 'set node.role = "worker" and restart')
+        return
+    for name, problem in facts.problems.items():
+        yield _block("serve", name, f"{name}: {problem}", CHECKS_ADVICE.get(name))
+    if not facts.models:
+        advice = "souk models add FOLDER --name NAME, then restart; models.serve says which are loaded"
+        yield _block("serve", "no_model", "no model is loaded here", advice)
+    elif facts.is_draining:
+        yield _block("serve", "draining", "this node takes no new jobs: it is stopping", None)
+    elif not facts.is_advertised:
+        yield _block("serve", "no_advert", "nothing is advertised yet", "wait a moment; souk advert show")
+    if not facts.peers_connected:
+        yield _nobody("serve", "no peer is connected, so nobody can find this node")
+    if facts.models and not facts.slots_free and facts.slots:
+        message = f"all {facts.slots} slots are taken: new jobs wait or are declined as busy"
+        yield _know("serve", "busy", message, "raise worker.slots if memory allows, or market.queue_max")
+    if not facts.credit_stranger:
+        message = "peers owe all that they may together: strangers are declined for credit"
+        yield _know("serve", "credit", message, "souk ledger show; settle, or raise market.credit_pool_new")
+    if facts.declines:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(facts.declines.items()))
+        yield _know("serve", "declines", f"declined since the start: {counts}", None)
+
+
+def _buying(facts: NodeFacts) -> Iterator[Finding]:
+    for name, problem in facts.problems.items():
+        if name != "worker":  # what is bought runs elsewhere
+            yield _block("buy", name, f"{name}: {problem}", CHECKS_ADVICE.get(name))
+    if not facts.peers_connected:
+        yield _nobody("buy", "no peer is connected")
+    elif not facts.offering:
+        advice = "wait for adverts (up to a minute), or connect to more peers: souk peers connect ADDR"
+        yield _block("buy", "no_offer", "no other peer offers a model", advice)
+    elif facts.doubted == facts.offering:
+        message = "every peer with a model failed this node since it last said something new"
+        yield _know("buy", "doubted", message, "they are still tried; souk peers shows when they were last heard")
+    elif facts.doubted:
+        message = f"{facts.doubted} of {facts.offering} peers with a model failed this node: they are tried last"
+        yield _know("buy", "doubted", message, None)
+    if facts.offering and not facts.offering_free:
+        message = "no peer says that it has a free slot: orders wait for up to a minute"
+        yield _know("buy", "busy", message, "try again later, or serve the model here")
+    if facts.other_versions:
+        message = f"{facts.other_versions} peers speak another version of the protocol and are passed over"
+        yield _know("buy", "version", message, "souk --version; upgrade whichever is older")
+    if not facts.spend_stranger:
+        message = "as much is at risk with providers as may be: those that are new here get no contract"
+        advice = "it shrinks as jobs end well and with market.forgive_after_days; or raise market.spend_pool_new"
+        yield _block("buy", "spend_limit", message, advice)
+
+
+def _nobody(about: Literal["serve", "buy"], message: str) -> Finding:
+    advice = "give the address of one: souk peers connect ADDR, or p2p.bootstrap"
+    return _block(about, "no_peers", message, advice)
+
+
+def _block(about: Literal["serve", "buy"], code: str, message: str, advice: str | None) -> Finding:
+    return Finding(about=about, code=code, blocks=True, message=message, advice=advice)
+
+
+def _know(about: Literal["serve", "buy"], code: str, message: str, advice: str | None) -> Finding:
+    return Finding(about=about, code=code, blocks=False, message=message, advice=advice)
