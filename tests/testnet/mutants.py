@@ -244,7 +244,7 @@ MUTANTS: Final[tuple[tuple[Plant, str, int], ...]] = (
     (paid_before_recorded, "calm", 1),
     (metered_before_recorded, "calm", 1),
     (offered_before_recorded, "calm", 1),
-    (meter_not_compared, "liars", 8),
+    (meter_not_compared, "liars", 20),
     (receipt_not_checked, "liars", 4),
     (place_kept_on_cancel, "crashes", 1),
     (reserve_kept_when_unpaid, "liars", 1),
