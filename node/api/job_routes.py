@@ -58,17 +58,18 @@ class JobRoutes:
         return json_response(why_node(self._view.facts()))
 
     async def list(self, request: Request) -> Response:
-        """Newest first; ``state`` is open, over, or the name of one; ``role`` and ``limit`` narrow it, too."""
+        """Newest first; ``state`` is open, over or the name of one, ``role`` some of three, with commas."""
         query = request.query_params
         limit, role, state = query.get("limit", str(JOBS_DEFAULT)), query.get("role"), query.get("state")
         if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= JOBS_MAX:
             raise bad_request(f"expected a limit of 1 to {JOBS_MAX}, got {limit[:32]!r}", param="limit")
-        if role not in (None, *_ROLES):
-            raise bad_request(f"expected one of {', '.join(_ROLES)}, got {role[:32]!r}", param="role")
+        roles = _ROLES if role is None else tuple(role.split(","))
+        if not set(roles) <= set(_ROLES):
+            raise bad_request(f"expected some of {','.join(_ROLES)}, got {str(role)[:64]!r}", param="role")
         found = [
             job
             for job in self._view.jobs()
-            if role in (None, job.role) and state in (None, job.state, "open" if job.ended_ms is None else "over")
+            if job.role in roles and state in (None, job.state, "open" if job.ended_ms is None else "over")
         ]
         return json_response(JobsAnswer(jobs=tuple(found[: int(limit)])))
 

@@ -81,6 +81,7 @@ async def test_jobs_are_narrowed_by_state_role_and_limit(nursery: trio.Nursery) 
     assert len(await ids(node, "")) == 4
     assert await ids(node, "?state=open") == ["03" * 16, JOB.hex()]
     assert await ids(node, "?state=over&limit=1") == ["02" * 16]
+    assert len(await ids(node, "?role=requester,local")) == 3
     assert await ids(node, "?state=running") == await ids(node, "?role=provider") == [JOB.hex()]
 
 

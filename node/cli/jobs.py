@@ -1,0 +1,144 @@
+"""``job``: the newest jobs of this node, one job's timeline, and cancelling. The daemon keeps them in memory."""
+
+from typing import Any
+from urllib.parse import quote
+
+import click
+
+from node.cli.client import find_daemon
+from node.cli.exits import Exit
+from node.cli.options import Globals, SoukGroup, pass_globals
+from node.cli.output import Payload, columns, duration, emit, facts, moment, money, note, short
+
+
+@click.group(cls=SoukGroup, invoke_without_command=True)
+@click.pass_context
+def job(ctx: click.Context) -> int:
+    """List, show and cancel jobs."""
+    return ctx.invoke(list_jobs) if ctx.invoked_subcommand is None else Exit.DONE
+
+
+@job.command("ls")
+@click.option("--state", metavar="NAME", help="open, over, or a state such as failed.")
+@click.option("--mine", "role", flag_value="requester,local", help="Only this node's own.")
+@click.option("--served", "role", flag_value="provider", help="Only those that this node sold.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="The newest so many.")
+@pass_globals
+def list_jobs(options: Globals, state: str | None = None, role: str | None = None, limit: int = 20) -> int:
+    """List the newest jobs since the daemon's start; `souk receipts ls` has the contracts of all time."""
+    wanted = {"state": state, "role": role, "limit": str(limit)}
+    query = "&".join(f"{name}={quote(value, safe='')}" for name, value in wanted.items() if value is not None)
+    emit(options, find_daemon(options).get(f"/api/v1/jobs?{query}"), rows="jobs", table=_jobs_table)
+    return Exit.DONE
+
+
+def _jobs_table(payload: Payload) -> str:
+    if not payload["jobs"]:
+        return "No jobs here. Try: souk run MODEL PROMPT, or souk job ls without options."
+    rows = [
+        [
+            short(it.get("job_id")),
+            it.get("role"),
+            it.get("model"),
+            short(it.get("peer_id")),
+            _state(it),
+            it.get("tokens_in"),
+            it.get("tokens_out"),
+            _ms(it.get("first_token_ms")),
+            _took(it),
+            it.get("cost_microcredits"),
+            moment(it.get("started_ms")),
+        ]
+        for it in payload["jobs"]
+    ]
+    titles = ("JOB", "ROLE", "MODEL", "PEER", "STATE", "IN", "OUT", "FIRST", "TOOK", "µc", "STARTED")
+    return columns(titles, rows)
+
+
+@job.command("show")
+@click.argument("job_id", metavar="JOB")
+@pass_globals
+def show(options: Globals, job_id: str) -> int:
+    """Show what happened to JOB, given by the first digits of its id or its contract's; 5 when there is none."""
+    payload = find_daemon(options).get(f"/api/v1/jobs/{quote(job_id, safe='')}")
+    emit(options, payload, rows="timeline", table=_timeline)
+    return Exit.DONE
+
+
+def _timeline(payload: Payload) -> str:
+    it = payload["job"]
+    head = facts(
+        [
+            ("job", it.get("job_id")),
+            ("contract", it.get("contract_id")),
+            ("role", it.get("role")),
+            ("peer", it.get("peer_id")),
+            ("model", it.get("model")),
+            ("state", _state(it)),
+            ("why", it.get("message")),
+            ("tokens", f"{it.get('tokens_in')} in, {it.get('tokens_out')} out"),
+            ("cost", money(it.get("cost_microcredits"))),
+            ("started", moment(it.get("started_ms"))),
+            ("took", _took(it)),
+        ]
+    )
+    rows = [
+        [
+            _ms(step["at_ms"] - it["started_ms"]),
+            step["step"].replace("_", " "),
+            short(step.get("peer_id")),
+            _said(step),
+        ]
+        for step in payload["timeline"]
+    ]
+    left_out = payload.get("steps_left_out")
+    tail = f"\n({left_out} steps in the middle are left out)" if left_out else ""
+    return f"{head}\n\n{columns(('AFTER', 'STEP', 'PEER', ''), rows)}{tail}"
+
+
+def _said(step: dict[str, Any]) -> str:  # JSON of the daemon
+    """Return what a step tells beyond its name."""
+    queue_ms, retry_ms, tokens = step.get("queue_ms"), step.get("retry_after_ms"), step.get("tokens_out")
+    parts = [
+        f"{step['peers']} peers" if "peers" in step else None,
+        ": ".join(text for text in (step.get("code"), step.get("message")) if text) or None,
+        f"at most {money(step['price_max_microcredits'])}" if "price_max_microcredits" in step else None,
+        money(step["cost_microcredits"]) if "cost_microcredits" in step else None,
+        f"queue {_ms(queue_ms)}" if queue_ms else None,
+        f"try again in {_ms(retry_ms)}" if retry_ms else None,
+        f"{tokens} tokens" if tokens else None,
+        f"contract {short(step['contract_id'])}" if "contract_id" in step else None,
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+@job.command("cancel")
+@click.argument("job_id", metavar="JOB")
+@pass_globals
+def cancel(options: Globals, job_id: str) -> int:
+    """End JOB, which this node bought or runs for itself; what was generated until then is paid.
+
+    Ends with 1 when it is over already or is a peer's, with 5 when there is none.
+    """
+    payload = find_daemon(options).request("POST", f"/api/v1/jobs/{quote(job_id, safe='')}/cancel", {})
+    emit(options, payload, table=_cancelled)
+    if payload["job"].get("state") == "closed":
+        note(options, "it was complete before it could be cancelled")
+    return Exit.DONE
+
+
+def _cancelled(payload: Payload) -> str:
+    it = payload["job"]
+    return f"{it['job_id']} {it['state']}: {it['tokens_out']} tokens, {money(it['cost_microcredits'])}"
+
+
+def _state(it: dict[str, Any]) -> str:  # JSON of the daemon
+    return f"{it['state']} ({it['code']})" if it.get("code") else str(it["state"])
+
+
+def _took(it: dict[str, Any]) -> str:  # JSON of the daemon
+    return "running" if it.get("ended_ms") is None else _ms(it["ended_ms"] - it["started_ms"])
+
+
+def _ms(value: int | None) -> str:
+    return duration(None if value is None else value / 1000)
