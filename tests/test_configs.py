@@ -79,7 +79,7 @@ def metrics_in_code() -> Iterator[tuple[str, set[str]]]:
                 continue
             given = [*call.args[1:], *(it.value for it in call.keywords if it.arg == "labels")]
             labels = {
-                c.value
+                str(c.value)
                 for it in given
                 if isinstance(it, ast.Tuple)
                 for c in it.elts
@@ -92,7 +92,7 @@ def metrics_in_code() -> Iterator[tuple[str, set[str]]]:
             )
             extra = {"le"} if kind == "Histogram" else set()
             for suffix in suffixes:
-                yield f"{name.value}{suffix}", labels | extra
+                yield f"{name.value!s}{suffix}", labels | extra
 
 
 def gpu_metrics_in_code() -> Iterator[tuple[str, set[str]]]:
