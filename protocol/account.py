@@ -114,6 +114,10 @@ class ProviderAccount:
         """Return whether a meter is due."""
         return self.delivered.tokens - self._tokens_metered >= self._contract.voucher_window_tokens
 
+    def has_unmetered(self) -> bool:
+        """Return whether output was delivered that no meter counts yet."""
+        return self.delivered.tokens > self._tokens_metered
+
     def must_pause(self, duration_ms: int) -> bool:
         """Return whether another window would put more than the agreed credit at risk."""
         ahead = cost(

@@ -82,6 +82,8 @@ def _buying(facts: NodeFacts) -> Iterator[Finding]:
             yield _block("buy", name, f"{name}: {problem}", CHECKS_ADVICE.get(name))
     if not facts.peers_connected:
         yield _nobody("buy", "no peer is connected")
+    elif not facts.offering and facts.models:
+        yield _know("buy", "no_offer", "no other peer offers a model: orders run on this node's own", None)
     elif not facts.offering:
         advice = "wait for adverts (up to a minute), or connect to more peers: souk peers connect ADDR"
         yield _block("buy", "no_offer", "no other peer offers a model", advice)

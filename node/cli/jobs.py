@@ -100,8 +100,9 @@ def _said(step: dict[str, Any]) -> str:  # JSON of the daemon
     """Return what a step tells beyond its name."""
     queue_ms, retry_ms, tokens = step.get("queue_ms"), step.get("retry_after_ms"), step.get("tokens_out")
     parts = [
-        f"{step['peers']} peers" if "peers" in step else None,
-        ": ".join(text for text in (step.get("code"), step.get("message")) if text) or None,
+        f"{step['peers']} {'peer' if step['peers'] == 1 else 'peers'}" if "peers" in step else None,
+        ": ".join(text for text in (step.get("code"), step.get("message")) if text not in (None, step["step"]))
+        or None,
         f"at most {money(step['price_max_microcredits'])}" if "price_max_microcredits" in step else None,
         money(step["cost_microcredits"]) if "cost_microcredits" in step else None,
         f"queue {_ms(queue_ms)}" if queue_ms else None,
@@ -133,7 +134,7 @@ def _cancelled(payload: Payload) -> str:
 
 
 def _state(it: dict[str, Any]) -> str:  # JSON of the daemon
-    return f"{it['state']} ({it['code']})" if it.get("code") else str(it["state"])
+    return f"{it['state']} ({it['code']})" if it.get("code") not in (None, it["state"]) else str(it["state"])
 
 
 def _took(it: dict[str, Any]) -> str:  # JSON of the daemon

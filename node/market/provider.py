@@ -113,7 +113,8 @@ class Provider:
         wanted, now_ms, now = ask.message, self._party.now_ms(), trio.current_time()
         if wanted.provider != self._party.peer_id:
             raise RemoteProtocolError("ask: put to another provider", reason=Reason.SIGNER)
-        if abs(wanted.sent_at_ms - now_ms) > limits.CLOCK_SKEW_MS_MAX or wanted.end_by_ms <= now_ms:
+        is_of_now = abs(wanted.sent_at_ms - now_ms) <= limits.CLOCK_SKEW_MS_MAX
+        if not is_of_now or wanted.end_by_ms <= max(now_ms, wanted.sent_at_ms):
             raise Refused(DeclineCode.EXPIRED, f"the ask is of {wanted.sent_at_ms}, here it is {now_ms} (Unix ms)")
         model = self._model(ModelId(wanted.model_id))
         _check_context(model, wanted.tokens_out_max)
@@ -121,7 +122,7 @@ class Provider:
             self.prices,
             tokens_in_max=min(wanted.tokens_in_max, model.context_tokens),
             tokens_out_max=wanted.tokens_out_max,
-            duration_ms_max=wanted.end_by_ms - now_ms,
+            duration_ms_max=wanted.end_by_ms - wanted.sent_at_ms,
         )
         if bound > wanted.price_max:
             raise Refused(

@@ -1,7 +1,7 @@
 """One accepted contract on the provider's side: runs it, meters it, is paid for it (spec 05, 07).
 
-Everything that happens arrives in one inbox, and one loop answers it, so no two tasks ever change the account. A
-lost stream detaches the job; within ``DETACHED_MS_MAX`` the requester may go on over another one.
+All that happens arrives in one inbox, and one loop answers it, so no two tasks ever change the account. A lost
+stream detaches the job; within ``DETACHED_MS_MAX`` the requester may go on over another one.
 """
 
 import logging
@@ -143,15 +143,8 @@ class ProviderJob:
         finally:
             self._leave_streams()
             self._count()
-            log.info(
-                "contract over",
-                extra={
-                    "contract": self._name,
-                    "peer": peer_id_to_text(self._contract.signer),
-                    "state": str(self.state),
-                    "tokens_out": self.tokens_out,
-                },
-            )
+            extra = {"contract": self._name, "state": str(self.state), "tokens_out": self.tokens_out}
+            log.info("contract over", extra={**extra, "peer": peer_id_to_text(self._contract.signer)})
 
     async def attach(self, line: Line, resume: Resume) -> bool:
         """Go on over another stream of the requester's; see ``Inbox.attach``."""
@@ -394,15 +387,17 @@ class ProviderJob:
     # Early ends.
 
     async def _end(self, event: ProviderEvent, status: ReceiptStatus) -> None:
-        """Stop the work and say so with a receipt; nothing is metered any more."""
+        """Stop the work and say so with a receipt, after a meter over what was delivered unless we failed."""
         self._stop_working()
         self._move(event)
-        if self._receipt is not None:
-            await self._store()
-            return
-        receipt = self._make_receipt(status)
-        await self._store(receipt)
-        await self._attachment.say(receipt)
+        own: list[Signed[SignedMessage]] = []
+        if self._receipt is None:
+            if status == "partial" and self._account.has_unmetered():
+                own.append(self._make_meter(final=True))
+            own.append(self._make_receipt(status))
+        await self._store(*own)
+        for signed in own:
+            await self._attachment.say(signed)
 
     async def _broken_off(self) -> None:
         """The requester broke a rule, or left: keep the receipt for whoever asks later."""
@@ -473,8 +468,9 @@ class ProviderJob:
 
     def _move(self, event: ProviderEvent) -> None:
         self.state = advance_provider(self.state, event)
-        name, at_ms = self._contract.message_id, self._party.now_ms()
-        self._party.journal.sold_moved(name, self.state, at_ms, tokens_out=self.tokens_out)
+        self._party.journal.sold_moved(
+            self._contract.message_id, self.state, self._party.now_ms(), tokens_out=self.tokens_out
+        )
 
     async def _store_heard(self) -> None:
         if self._heard and self.state is not ProviderState.FINISHED:

@@ -414,6 +414,7 @@ class Requester:
             return None
         finally:
             self.jobs.pop(purchase.job_id, None)
+            trace.record.cost_microcredits = purchase.log.spent
             if job.contract is not None:
                 self._party.metrics.contract_over("requester", job.state)
                 self._party.metrics.tokens(

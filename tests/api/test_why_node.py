@@ -19,7 +19,7 @@ from tests.api.fakes import FACTS
         ({"problems": {"worker": "starting"}}, "worker", None),
         ({"problems": {"ledger": "No space left on device"}}, "ledger", "ledger"),
         ({"peers_connected": 0, "offering": 0, "offering_free": 0}, "no_peers", "no_peers"),
-        ({"offering": 0, "offering_free": 0}, None, "no_offer"),
+        ({"role": "client", "models": 0, "offering": 0, "offering_free": 0}, "role", "no_offer"),
         ({"spend_stranger": 0}, None, "spend_limit"),
     ],
 )
@@ -39,6 +39,7 @@ def test_what_stands_in_the_way_is_named_with_what_to_do(
         ({"slots_free": 0}, "busy"),
         ({"credit_stranger": 0}, "credit"),
         ({"declines": {"busy": 3, "credit": 1}}, "declines"),
+        ({"offering": 0, "offering_free": 0}, "no_offer"),
         ({"doubted": 1}, "doubted"),
         ({"doubted": 2}, "doubted"),
         ({"offering_free": 0}, "busy"),
