@@ -37,6 +37,10 @@ class LedgerError(NodeError):
     """The ledger could not write or read; nothing was acknowledged."""
 
 
+class KnownContractError(LedgerError):
+    """The ledger has this contract already: it is taken once."""
+
+
 class LedgerDiskError(LedgerError):
     """The ledger's disk takes nothing now: full, read-only or failing. It is tried again by itself."""
 

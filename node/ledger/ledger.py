@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 
 import trio
 
-from node.errors import LedgerError
+from node.errors import KnownContractError, LedgerError
 from node.ledger.audit import Audit, audit_file
 from node.ledger.books import ListedEntry, PeerAccount, count_proofs, entries_after, peer_accounts, proofs
 from node.ledger.disk import Disk, FileDisk
@@ -52,6 +52,7 @@ T = TypeVar("T")
 class _Posting:
     entries: tuple[Entry, ...]
     row: ContractRow | None
+    new: tuple[MessageId, ...] = ()
     done: trio.Event = field(default_factory=trio.Event)
     error: LedgerError | None = None
 
@@ -88,12 +89,16 @@ class Ledger:
             with trio.CancelScope(shield=True):
                 await self._finish()
 
-    async def post(self, *entries: Entry, row: ContractRow | None = None) -> None:
+    async def post(self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False) -> None:
         """Write messages and where their contract stands; durable on return.
 
-        Raises: LedgerError (``LedgerDiskError``: the disk is at fault, and is tried again by itself).
+        Args:
+            is_new: that there is no row of this contract yet, also from before a restart.
+
+        Raises: LedgerError (``LedgerDiskError``: the disk is at fault, and is tried again by itself;
+            ``KnownContractError``: ``is_new`` is not so, and nothing was written).
         """
-        posting = _Posting(entries, row)
+        posting = _Posting(entries, row, new=(row.contract_id,) if is_new and row is not None else ())
         # Shielded: a caller that is cancelled here has counted the message already, and will not say it again.
         with trio.CancelScope(shield=True):
             await self._begin(posting)
@@ -172,10 +177,6 @@ class Ledger:
 
         return await self._read(find)
 
-    async def knows(self, contract_id: MessageId) -> bool:
-        """Return whether this contract was ever entered, before a restart too."""
-        return await self._read(lambda: self._store.knows(contract_id))
-
     async def totals(self) -> Totals:
         return await self._read(self._store.totals)
 
@@ -242,7 +243,8 @@ class Ledger:
             for posting in batch:
                 posting.error = error
         for posting in batch:
-            if posting.error is not None and posting.row is not None:
+            is_cut = posting.error is not None and not isinstance(posting.error, KnownContractError)
+            if is_cut and posting.row is not None:
                 self._cut.add(posting.row.contract_id)
             posting.done.set()
 
@@ -252,14 +254,18 @@ class Ledger:
             made = self._store.write(
                 [entry for posting in batch for entry in posting.entries],
                 [posting.row for posting in batch if posting.row is not None],
+                new=[contract_id for posting in batch for contract_id in posting.new],
             )
-        except sqlite3.Error as exc:
-            if is_of_disk(exc):
+        except (sqlite3.Error, KnownContractError) as exc:
+            if isinstance(exc, sqlite3.Error) and is_of_disk(exc):
                 return exc
             if len(batch) > 1:
                 # One bad posting must not fail its neighbours.
                 faults = [self._write_batch([posting]) for posting in batch]
                 return next((fault for fault in faults if fault is not None), None)
+            if isinstance(exc, KnownContractError):
+                batch[0].error = exc
+                return None
             log.error("ledger write failed", extra={"cause": str(exc)})
             batch[0].error = LedgerError(f"{self._path}: cannot be written: {exc}")
         else:

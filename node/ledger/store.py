@@ -12,7 +12,7 @@ from pathlib import Path
 from string import hexdigits
 from typing import Final
 
-from node.errors import LedgerError
+from node.errors import KnownContractError, LedgerError
 from node.ledger.disk import Disk, FileDisk
 from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, Totals
 from node.ledger.health import is_damage, is_of_disk, remedy_of
@@ -76,14 +76,21 @@ class LedgerStore:
             self._db = None
             self._last_hash = None
 
-    def write(self, entries: Iterable[Entry], rows: Iterable[ContractRow]) -> list[Proof]:
+    def write(
+        self, entries: Iterable[Entry], rows: Iterable[ContractRow], *, new: Iterable[MessageId] = ()
+    ) -> list[Proof]:
         """Append entries and replace rows in one transaction; durable when this returns.
 
         Return the proofs that the new entries make with older ones: they are stored with them.
+
+        Raises: KnownContractError (one of ``new`` has a row already), sqlite3.Error.
         """
         made: list[Proof] = []
         self.db.execute("BEGIN IMMEDIATE")
         try:
+            for contract_id in new:
+                if self.knows(contract_id):
+                    raise KnownContractError(f"{self._path}: contract {contract_id.hex()} was entered before")
             # After a failure the outcome is unknown: the next write looks again.
             link, self._last_hash = self._last_hash or self._newest_hash(), None
             for entry in entries:

@@ -9,7 +9,15 @@ from typing import Final
 import trio
 
 from node.config import MarketSection
-from node.errors import ExecutionError, JobRefusedError, LedgerDiskError, LedgerError, NodeError, StreamLostError
+from node.errors import (
+    ExecutionError,
+    JobRefusedError,
+    KnownContractError,
+    LedgerDiskError,
+    LedgerError,
+    NodeError,
+    StreamLostError,
+)
 from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
@@ -206,8 +214,6 @@ class Provider:
             )
         prompt: Prompt | None = None
         try:
-            if await self._party.ledger.knows(contract.message_id):
-                raise Refused(DeclineCode.EXPIRED, "this contract has been taken already")
             with trio.fail_after(INPUT_WAIT_S):
                 salt, task_input = await _read_input_untrusted(line, terms)
             self._admission.input_read(contract.message_id)
@@ -414,7 +420,10 @@ class Provider:
             self._party.entry(signed, contract.message.job_id, contract.signer, contract_id=contract.message_id)
             for signed in (contract, accept)
         ]
-        await self._party.ledger.post(*entries, row=first_row(contract, accept, model=model.name))
+        try:
+            await self._party.ledger.post(*entries, row=first_row(contract, accept, model=model.name), is_new=True)
+        except KnownContractError as exc:
+            raise Refused(DeclineCode.EXPIRED, "this contract has been taken already") from exc
         return accept
 
     async def _decline(self, line: Line, refers_to: MessageId, refused: Refused) -> None:

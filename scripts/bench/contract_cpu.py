@@ -118,7 +118,7 @@ async def measure(report: Report, folder: Path, rounds: int) -> None:
 
 
 async def measure_job(parties: TwoParties, again: tuple[Ledger, Ledger]) -> JobCost:
-    calls: list[list[Posting | MessageId]] = []
+    calls: list[list[Posting]] = []
 
     async def trade() -> None:
         await parties.trade(TOKENS)
@@ -141,7 +141,7 @@ async def measure_side(
     party: Party,
     signed: list[Signed[SignedMessage]],
     ledger: Ledger,
-    calls: list[Posting | MessageId],
+    calls: list[Posting],
 ) -> SideCost:
     """Repeat what one party did: sign its own messages, verify the other's, write what it wrote."""
 
@@ -157,16 +157,13 @@ async def measure_side(
 
     async def write() -> None:
         for call in calls:
-            if isinstance(call, Posting):
-                await ledger.post(*call.entries, row=call.row)
-            else:
-                await ledger.knows(call)
+            await ledger.post(*call.entries, row=call.row, is_new=call.is_new)
 
     return SideCost(
         sign=await timed(sign),
         verify=await timed(verify),
         ledger=await timed(write),
-        postings=sum(isinstance(call, Posting) for call in calls),
+        postings=len(calls),
     )
 
 
@@ -224,11 +221,10 @@ def posting_rows(count: int) -> list[tuple[Entry, ContractRow]]:
     return made
 
 
-def entries_of(calls: Iterable[Iterable[Posting | MessageId]]) -> Iterator[Entry]:
+def entries_of(calls: Iterable[Iterable[Posting]]) -> Iterator[Entry]:
     for own_calls in calls:
         for call in own_calls:
-            if isinstance(call, Posting):
-                yield from call.entries
+            yield from call.entries
 
 
 def read(parties: TwoParties, envelope: Envelope) -> Signed[SignedMessage]:

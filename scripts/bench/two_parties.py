@@ -29,7 +29,7 @@ from protocol import limits
 from protocol.envelope import network_id
 from protocol.states import ProviderState
 from protocol.task import GenerateInput, Sampling
-from protocol.units import MessageId, ModelId, UnixMs
+from protocol.units import ModelId, UnixMs
 
 MODEL: Final = ServedModel(
     model_id=ModelId(bytes(32)),
@@ -62,6 +62,7 @@ class Posting:
 
     entries: tuple[Entry, ...]
     row: ContractRow | None
+    is_new: bool
 
 
 class NotedLedger(Ledger):
@@ -69,19 +70,14 @@ class NotedLedger(Ledger):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.calls: list[Posting | MessageId] = []
-        """A posting, or the id that was asked for."""
+        self.calls: list[Posting] = []
         self.closed = trio.Event()
 
-    async def post(self, *entries: Entry, row: ContractRow | None = None) -> None:
-        self.calls.append(Posting(entries=entries, row=row))
-        await super().post(*entries, row=row)
+    async def post(self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False) -> None:
+        self.calls.append(Posting(entries=entries, row=row, is_new=is_new))
+        await super().post(*entries, row=row, is_new=is_new)
         if row is not None and row.state is ProviderState.CLOSED:
             self.closed.set()
-
-    async def knows(self, contract_id: MessageId) -> bool:
-        self.calls.append(contract_id)
-        return await super().knows(contract_id)
 
 
 class InstantModel:

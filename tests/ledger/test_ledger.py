@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.errors import LedgerError
+from node.errors import KnownContractError, LedgerError
 from node.ledger import ledger as ledger_module
 from node.ledger.ledger import Ledger
 from protocol.states import ProviderState, RequesterState
@@ -251,10 +251,22 @@ async def test_no_contract_is_found_by_a_wildcard(ledger: Ledger, prefix: str) -
     assert await ledger.messages(prefix) is None
 
 
-async def test_contract_is_known_once_it_was_entered(ledger: Ledger) -> None:
-    assert not await ledger.knows(contract_id(1))
-    await ledger.post(row=row(1))
-    assert await ledger.knows(contract_id(1))
+async def test_contract_is_entered_as_new_only_once_and_its_neighbours_are_not_harmed(ledger: Ledger) -> None:
+    refused: list[int] = []
+
+    async def enter(number: int) -> None:
+        try:
+            await ledger.post(entry(number, contract=number), row=row(number), is_new=True)
+        except KnownContractError:
+            refused.append(number)
+
+    await enter(1)
+    async with trio.open_nursery() as nursery:
+        for number in (2, 1, 3, 2, 4):
+            nursery.start_soon(enter, number)
+    assert sorted(refused) == [1, 2] and ledger.health.fault is None
+    assert {it.contract_id for it in await ledger.contracts(10)} == {contract_id(it) for it in range(1, 5)}
+    assert await ledger.verify() == 4
 
 
 @pytest.mark.slow

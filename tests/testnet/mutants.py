@@ -41,11 +41,13 @@ def not_waited_for(patch: pytest.MonkeyPatch, kind: str) -> None:
     """Let a posting with our own message of this kind be on its way when the message is sent."""
     post = Ledger.post
 
-    async def post_or_not(self: Ledger, *entries: Entry, row: ContractRow | None = None) -> None:
+    async def post_or_not(
+        self: Ledger, *entries: Entry, row: ContractRow | None = None, is_new: bool = False
+    ) -> None:
         if any(entry.envelope.kind == kind and entry.envelope.signer != entry.peer_id for entry in entries):
             await self._send.send(_Posting(entries, row))
         else:
-            await post(self, *entries, row=row)
+            await post(self, *entries, row=row, is_new=is_new)
 
     patch.setattr(Ledger, "post", post_or_not)
 
@@ -145,11 +147,7 @@ def lengthened(advert: Advert, now_ms: UnixMs) -> Advert:
 
 
 def replayed_contract_taken(patch: pytest.MonkeyPatch) -> None:
-    async def knows(_self: Ledger, _contract_id: MessageId) -> bool:
-        await trio.lowlevel.checkpoint()
-        return False
-
-    patch.setattr(Ledger, "knows", knows)
+    patch.setattr(LedgerStore, "knows", lambda _self, _contract_id: False)
 
 
 def voucher_above_meter_taken(patch: pytest.MonkeyPatch) -> None:
