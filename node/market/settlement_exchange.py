@@ -281,10 +281,14 @@ class Settler:
         return Signed(heard.message, heard.envelope)
 
     async def _hear_settled(self, peer_id: PeerId, settled: Signed[Settled]) -> None:
-        """Raises: RemoteProtocolError (not for us, or it takes back), LedgerError."""
-        last = (await self._books(peer_id)).paid
+        """Raises: RemoteProtocolError (not for us, nothing to pay, or it takes back), LedgerError."""
+        books = await self._books(peer_id)
+        last = books.paid
         if last is not None and last.message_id == settled.message_id:
             return
+        if not books.promised:
+            # Strangers could fill the disk with thanks for what nobody gave them.
+            raise RemoteProtocolError("settled: nothing was ever promised to its signer", reason=Reason.MEANING)
         try:
             payer = self._party.peer_id
             check_settled_untrusted(settled.message, payer=payer, last=None if last is None else last.message)

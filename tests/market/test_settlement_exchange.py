@@ -429,3 +429,14 @@ async def test_acknowledgement_that_takes_back_is_refused_and_convicts(world: Wo
     assert (await books(payer, payee)).settled_by_us == 9
     count, (kept,) = await payer.ledger.proofs(10)
     assert (count, kept.offender, kept.kind) == (1, payee.peer_id, "settled")
+
+
+async def test_stranger_to_whom_nothing_was_promised_leaves_no_entry(world: World) -> None:
+    stranger, node = await make_pair(world)
+    thanks = Settled(payer=node.peer_id, number=1, cumulative=8, made_at_ms=1)
+    async with await stranger.network.inner.open_stream(node.peer_id, CONTROL_PROTOCOL) as stream:
+        line = Line(stream, stranger.party)
+        await line.tell(stranger.party.sign(thanks))
+        with pytest.raises(StreamLostError):
+            await line.hear_untrusted(Tally)
+    assert not await node.ledger.entries_after(0, 10)
