@@ -116,11 +116,10 @@ def bad_request(message: str, *, param: str | None, code: str = "invalid_value")
     return ApiError(message, status=400, code=code, param=param)
 
 
-def unknown_model(model: str, available: tuple[str, ...]) -> ApiError:
-    """Return the answer to a request for a model that nobody known has."""
-    message = str(UnknownModelError(model, available))
+def unknown_model(exc: UnknownModelError) -> ApiError:
+    """Return the answer to a request for a model that nobody known has, or not this node."""
     return ApiError(
-        message, status=404, code="model_not_found", param="model", souk=Available(available=available)
+        str(exc), status=404, code="model_not_found", param="model", souk=Available(available=exc.available)
     )
 
 
@@ -130,7 +129,7 @@ def to_api_error(exc: NodeError) -> ApiError:
         case ApiError():
             return exc
         case UnknownModelError():
-            return unknown_model(exc.model, exc.available)
+            return unknown_model(exc)
         case NobodyWillingError():
             reasons = "; ".join(f"{peer_id_to_text(r.peer_id)} {r.code}: {r.message}" for r in exc.refusals)
             return ApiError(

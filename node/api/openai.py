@@ -16,7 +16,7 @@ from node.api.services import Services
 from node.api.sse import EventStream
 from node.api.views import ModelView
 from node.errors import NodeError
-from node.market.order import Order, PromptTooLongError
+from node.market.order import Order, PromptTooLongError, UnknownModelError
 
 
 def openai_routes(services: Services) -> list[Route]:
@@ -34,7 +34,7 @@ def openai_routes(services: Services) -> list[Route]:
         for view in known:
             if wanted in (view.name, view.model_id):
                 return json_response(_entry(view))
-        raise unknown_model(wanted, tuple(view.name for view in known))
+        raise unknown_model(UnknownModelError(wanted, tuple(view.name for view in known)))
 
     return [
         Route("/v1/models", models),

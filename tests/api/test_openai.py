@@ -58,6 +58,7 @@ REFUSAL = PassedOver(peer_id=PEER, code=DeclineCode.BUSY, message="8 of 8 slots 
 
 ERRORS = [
     (UnknownModelError("tiny", ("big",)), openai.NotFoundError, 404, "model_not_found", {"available": ["big"]}),
+    (UnknownModelError("a", (), here=True), openai.NotFoundError, 404, "model_not_found", {"available": []}),
     (
         NobodyWillingError((REFUSAL,)),
         openai.InternalServerError,
@@ -163,6 +164,7 @@ async def test_client_raises_its_own_error_when_the_order_fails_before_output(
     with pytest.raises(raised) as caught:
         await ask(node, asker)
     assert (caught.value.status_code, caught.value.code) == (status, code)
+    assert str(error) in caught.value.response.json()["error"]["message"]
     assert caught.value.response.headers["x-request-id"]
     assert caught.value.response.json().get("souk") == detail
     assert ("retry-after" in caught.value.response.headers) == (status == 503)
