@@ -69,7 +69,8 @@ def test_bundle_reader_raises_one_class_when_fed_mutants(run: str, count: int, f
             yield texts[turn % 5 != 0].variant() if turn % JUDGED else resigner.bundle()
 
     ordeal.run(mutants(), verify_bundle_untrusted)
-    assert ordeal.share("meaning", "signer", "price") > 0.01
+    # About one in a hundred gets so far: with none, the rest of the reader would go untried.
+    assert ordeal.share("meaning", "signer", "price") > 0.005
     figure("decoders: evidence bundles", ordeal.verdict())
 
 
