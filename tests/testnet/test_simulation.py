@@ -17,7 +17,7 @@ from node.testnet.simulation import Report, simulate
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 2
-SEEDS_DEEP = 100
+SEEDS_DEEP = 40
 STORM_SEEDS = 2
 STORM_SEEDS_DEEP = 110
 END_S_MAX = 60.0
