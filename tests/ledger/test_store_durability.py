@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from tests.ledger.jobs import contract_of, signed_job
 
 ROOT = Path(__file__).parents[2]
 TRANSACTIONS = 400
+
+Figure = Callable[[str, str], None]
 
 
 # Kills.
@@ -67,7 +69,7 @@ def contracts_in(path: Path) -> set[bytes]:
     return found
 
 
-def check_kills(path: Path, kills: int) -> None:
+def check_kills(path: Path, kills: int, figure: Figure) -> None:
     rng = random.Random(kills)
     acknowledged: set[bytes] = set()
     with writers(path) as process:
@@ -79,18 +81,19 @@ def check_kills(path: Path, kills: int) -> None:
     # A job whose row was never posted has its first messages alone; nothing else may differ.
     assert {(it.field, it.stored) for it in found.differences} <= {("row", "missing")}
     assert found.differences_total <= 2 * kills
-    print(f"{kills} kills, {len(acknowledged)} jobs acknowledged, 0 lost; {found.entries} entries verify")  # noqa: T201 - the figures
+    said = f"0 of {len(acknowledged)} in {kills} kills; {found.entries} entries verify"
+    figure("ledger: acknowledged jobs lost, SIGKILL", said)
 
 
 @pytest.mark.slow
-def test_no_acknowledged_job_is_lost_when_its_writer_is_killed(tmp_path: Path) -> None:
-    check_kills(tmp_path / "ledger.db", 20)
+def test_no_acknowledged_job_is_lost_when_its_writer_is_killed(tmp_path: Path, figure: Figure) -> None:
+    check_kills(tmp_path / "ledger.db", 20, figure)
 
 
 @pytest.mark.slow
 @pytest.mark.deep
-def test_no_acknowledged_job_is_lost_in_two_hundred_kills(tmp_path: Path) -> None:
-    check_kills(tmp_path / "ledger.db", 200)
+def test_no_acknowledged_job_is_lost_in_two_hundred_kills(tmp_path: Path, figure: Figure) -> None:
+    check_kills(tmp_path / "ledger.db", 200, figure)
 
 
 # Power cuts.
@@ -123,7 +126,7 @@ def surviving(folder: Path, files: dict[str, bytes]) -> set[int]:
     return entries
 
 
-def cut_and_count(tmp_path: Path, synchronous: str, count: int) -> int:
+def cut_and_count(tmp_path: Path, synchronous: str, count: int, figure: Figure) -> int:
     """Return how many of ``count`` cuts lost something that had been acknowledged."""
     (tmp_path / "run").mkdir()
     cuts = recorded(tmp_path / "run" / "ledger.db", synchronous)
@@ -134,31 +137,33 @@ def cut_and_count(tmp_path: Path, synchronous: str, count: int) -> int:
         how = ("none", "prefix", "subset")[number % 3]
         files, acknowledged = cuts.image(rng.randrange(first, len(cuts.ops) + 1), how, rng)
         losses += not acknowledged <= surviving(tmp_path / str(number), files)
-    print(f"synchronous={synchronous}: {count} cuts, {losses} lost acknowledged postings")  # noqa: T201 - the figures
+    figure(
+        f"ledger: power cuts that lost something acknowledged, synchronous={synchronous}", f"{losses} of {count}"
+    )
     return losses
 
 
 @pytest.mark.slow
-def test_no_acknowledged_posting_is_lost_in_a_power_cut(tmp_path: Path) -> None:
-    assert cut_and_count(tmp_path, "FULL", 120) == 0
+def test_no_acknowledged_posting_is_lost_in_a_power_cut(tmp_path: Path, figure: Figure) -> None:
+    assert cut_and_count(tmp_path, "FULL", 120, figure) == 0
 
 
 @pytest.mark.slow
-def test_power_cuts_lose_postings_when_commits_are_not_synced(tmp_path: Path) -> None:
+def test_power_cuts_lose_postings_when_commits_are_not_synced(tmp_path: Path, figure: Figure) -> None:
     # The negative control: were this to pass with none lost, the test above would prove nothing.
-    assert cut_and_count(tmp_path, "NORMAL", 30) > 15
+    assert cut_and_count(tmp_path, "NORMAL", 30, figure) > 15
 
 
 @pytest.mark.slow
 @pytest.mark.deep
-def test_no_acknowledged_posting_is_lost_in_nine_hundred_power_cuts(tmp_path: Path) -> None:
-    assert cut_and_count(tmp_path, "FULL", 900) == 0
+def test_no_acknowledged_posting_is_lost_in_nine_hundred_power_cuts(tmp_path: Path, figure: Figure) -> None:
+    assert cut_and_count(tmp_path, "FULL", 900, figure) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.deep
-def test_nine_hundred_power_cuts_lose_postings_when_commits_are_not_synced(tmp_path: Path) -> None:
-    assert cut_and_count(tmp_path, "NORMAL", 900) > 450
+def test_nine_hundred_power_cuts_lose_postings_when_commits_are_not_synced(tmp_path: Path, figure: Figure) -> None:
+    assert cut_and_count(tmp_path, "NORMAL", 900, figure) > 450
 
 
 # Disks that are full, or fail.
