@@ -34,7 +34,7 @@ from node.ledger.store import LedgerStore
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof
 from protocol.identity import peer_id_to_text
-from protocol.units import MessageId, Microcredits, PeerId, UnixMs
+from protocol.units import MessageId, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +180,6 @@ class Ledger:
     async def totals(self) -> Totals:
         return await self._read(self._store.totals)
 
-    async def debts(self) -> dict[PeerId, Microcredits]:
-        """Return what each requester left unpaid."""
-        return await self._read(self._store.debts)
-
     async def standings(self, now_ms: UnixMs, *, forgive_after_days: int) -> Standings:
         """Return what is open with every peer, for the exposure rule."""
         return await self._read(lambda: standings(self._store.db, now_ms, forgive_after_days))
@@ -237,7 +233,14 @@ class Ledger:
         return await self._disk.run(partial(call, *args))
 
     async def _write(self, batch: list[_Posting]) -> None:
-        fault = await self._in_thread(self._write_batch, batch)
+        try:
+            fault = await self._in_thread(self._write_batch, batch)
+        except BaseException:
+            # Whoever waits may be shielded from our end: unanswered it would wait for ever.
+            for posting in batch:
+                posting.error = LedgerError(f"{self._path}: the ledger has ended, and may not have written this")
+                posting.done.set()
+            raise
         if fault is not None:
             error = self.health.note(fault)
             for posting in batch:

@@ -15,7 +15,7 @@ import trio
 from node.errors import LedgerError, StreamLostError, TransportError
 from node.market.party import Line, Party
 from node.market.purchase import AttemptFailedError, Terms, failed_by
-from node.market.requester_job import RESUME_WAIT_S, RequesterJob
+from node.market.requester_job import FAREWELL_S, RESUME_WAIT_S, RequesterJob
 from node.net.interface import Stream
 from protocol.identity import peer_id_to_text
 from protocol.states import RequesterState
@@ -76,7 +76,8 @@ class Attempt:
                 except (TransportError, trio.TooSlowError) as exc:
                     cause = exc
         except BaseException:
-            with trio.CancelScope(shield=True), contextlib.suppress(LedgerError):
+            farewell = trio.CancelScope(shield=True)
+            with farewell, trio.move_on_after(FAREWELL_S), contextlib.suppress(LedgerError):
                 await job.give_up(job.why_cancelled())
             raise
         wait_s = job.offer_open_s()

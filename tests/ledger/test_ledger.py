@@ -5,9 +5,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import trio
@@ -15,11 +16,13 @@ import trio.testing
 
 from node.errors import KnownContractError, LedgerError
 from node.ledger import ledger as ledger_module
+from node.ledger.disk import FileDisk
 from node.ledger.ledger import Ledger
 from protocol.states import ProviderState, RequesterState
-from tests.ledger.fakes import PEER, contract_id, entry, row
+from tests.ledger.fakes import PEER, contract_id, entry, row, unpaid
 
 ROOT = Path(__file__).parents[2]
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -65,6 +68,43 @@ async def test_ledger_syncs_every_commit(ledger: Ledger) -> None:
     # With NORMAL, a power cut takes acknowledged commits: no test that kills processes sees it.
     (level,) = ledger._store.db.execute("PRAGMA synchronous").fetchone()
     assert level == 2
+
+
+class DyingDisk(FileDisk):
+    """The machine's own until it is told to die: then every call fails, the one under way too."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.is_dead = False
+
+    async def run(self, call: Callable[[], T]) -> T:
+        if self.is_dead:
+            await trio.testing.wait_all_tasks_blocked()
+            raise LedgerError("the machine of this ledger is gone")
+        return await super().run(call)
+
+
+async def test_everybody_who_waits_is_answered_when_the_ledger_ends_by_a_fault(path: Path) -> None:
+    disk, answered = DyingDisk(path), 0
+    ledger = Ledger(path, disk)
+
+    async def post(number: int) -> None:
+        nonlocal answered
+        # As a farewell does: nothing but an answer ends this wait.
+        with trio.CancelScope(shield=True), trio.fail_after(10), pytest.raises(LedgerError):
+            await ledger.post(entry(number, contract=number), row=row(number))
+        answered += 1
+
+    async def live() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ledger.run)
+            disk.is_dead = True
+            for number in range(5):
+                nursery.start_soon(post, number)
+
+    with pytest.raises(ExceptionGroup):
+        await live()
+    assert answered == 5
 
 
 async def test_message_is_one_entry_when_it_is_posted_twice(ledger: Ledger, path: Path) -> None:
@@ -232,7 +272,7 @@ async def test_debts_are_what_requesters_left_unpaid(ledger: Ledger) -> None:
     await ledger.post(row=row(2, ProviderState.CLOSED, metered=7, vouchered=7))
     # Our own failure leaves no debt.
     await ledger.post(row=row(3, ProviderState.FAILED, metered=9, vouchered=0))
-    assert await ledger.debts() == {PEER: 5}
+    assert await unpaid(ledger) == {PEER: 5}
 
 
 async def test_messages_are_found_by_a_prefix_of_the_contract(ledger: Ledger) -> None:

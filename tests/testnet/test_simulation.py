@@ -94,6 +94,8 @@ def test_no_job_of_ten_thousand_is_lost_or_paid_twice_in_a_storm(figure: Callabl
         # An advert lived a minute, which is what two honest clocks may differ by: providers vanished between two
         # heartbeats for whoever was ahead.
         ("calm", 208),
+        # A ledger that ended left a queued posting unanswered, and who waited for it was shielded: it never ended.
+        ("storm", 44),
     ],
 )
 def test_market_keeps_every_rule_when_a_seed_once_broke_one(name: str, seed: int) -> None:
