@@ -124,7 +124,36 @@ def envelopes() -> Json:
         for kind, (signer, message) in examples.messages().items()
     }
     everything = sorted(messages)
-    voucher = messages["voucher"].envelope
+    voucher = messages["voucher"]
+    invalid = [
+        {"name": name, "allowed": everything, "hex": data, "reason": why}
+        for name, (data, why) in wrong_envelopes(voucher).items()
+    ]
+    invalid += [
+        {"name": f"{kind}: {name}", "allowed": [kind], "hex": altered(kind, change).hex(), "reason": "schema"}
+        for name, (kind, change) in wrong_bodies().items()
+    ]
+    invalid.append(
+        {
+            "name": "a type that is not allowed here",
+            "allowed": ["meter"],
+            "hex": voucher.envelope.raw.hex(),
+            "reason": "type",
+        }
+    )
+    return {
+        "network_config": examples.NETWORK_CONFIG,
+        "network": examples.NETWORK.hex(),
+        "seeds": {name: seed.hex() for name, seed in examples.SEEDS.items()},
+        "valid": [described(message) for message in messages.values()],
+        "valid_with_extension": altered("voucher", lambda body: body.update(x_note="kept, ignored")).hex(),
+        "invalid": invalid,
+    }
+
+
+def wrong_envelopes(good: Signed[SignedMessage]) -> dict[str, tuple[str, str]]:
+    """Return (hex, reason) of envelopes, made from a good voucher, that are refused before any schema."""
+    voucher = good.envelope
 
     def with_field(place: int, value: Plain) -> str:
         body, text = voucher.body, voucher.raw[-64:]
@@ -134,9 +163,9 @@ def envelopes() -> Json:
 
     flipped = bytearray(voucher.raw)
     flipped[-1] ^= 1
-    body = to_plain(messages["voucher"].message)
+    body = to_plain(good.message)
     unsorted = b"\x84" + b"".join(encode(key) + encode(body[key]) for key in sorted(body, reverse=True))
-    whole_wrong = {
+    return {
         "version 2": (with_field(0, 2), "envelope"),
         "version true": (with_field(0, True), "envelope"),
         "key of 31 bytes": (with_field(3, voucher.signer[:31]), "envelope"),
@@ -153,7 +182,11 @@ def envelopes() -> Json:
         "body that is not canonical": (forced("voucher", unsorted).hex(), "encoding"),
         "advert with a body of 4097 bytes": (forced("advert", bytes(4097)).hex(), "size"),
     }
-    bodies: dict[str, tuple[str, Callable[[dict[str, Plain]], object]]] = {
+
+
+def wrong_bodies() -> dict[str, tuple[str, Callable[[dict[str, Plain]], object]]]:
+    """Return the type and the change of a body that breaks its schema."""
+    return {
         "field that the schema lacks": ("voucher", lambda body: body.update(tip=1)),
         "field missing": ("voucher", lambda body: body.pop("meter")),
         "nil instead of leaving a field out": ("decline", lambda body: body.update(price_min=None)),
@@ -170,30 +203,6 @@ def envelopes() -> Json:
             "contract",
             lambda body: body.update(prices={"fixed": 0, "tokens_in": 0, "tokens_out": 0, "per_s": 0, "tip": 0}),
         ),
-    }
-    invalid = [
-        {"name": name, "allowed": everything, "hex": data, "reason": why}
-        for name, (data, why) in whole_wrong.items()
-    ]
-    invalid += [
-        {"name": f"{kind}: {name}", "allowed": [kind], "hex": altered(kind, change).hex(), "reason": "schema"}
-        for name, (kind, change) in bodies.items()
-    ]
-    invalid.append(
-        {
-            "name": "a type that is not allowed here",
-            "allowed": ["meter"],
-            "hex": voucher.raw.hex(),
-            "reason": "type",
-        }
-    )
-    return {
-        "network_config": examples.NETWORK_CONFIG,
-        "network": examples.NETWORK.hex(),
-        "seeds": {name: seed.hex() for name, seed in examples.SEEDS.items()},
-        "valid": [described(message) for message in messages.values()],
-        "valid_with_extension": altered("voucher", lambda body: body.update(x_note="kept, ignored")).hex(),
-        "invalid": invalid,
     }
 
 
