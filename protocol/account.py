@@ -79,7 +79,7 @@ class ProviderAccount:
         self.meters = 0
         self.vouchered = Microcredits(0)
         self.vouchers = 0
-        self.meter_vouchered = 0
+        self._meter_vouchered = 0
         self._tokens_metered = 0
         self._sums: list[Microcredits] = []
 
@@ -95,7 +95,7 @@ class ProviderAccount:
         for voucher in vouchers:
             self.vouchers = voucher.number
             self.vouchered = Microcredits(voucher.cumulative)
-            self.meter_vouchered = voucher.meter
+            self._meter_vouchered = voucher.meter
 
     def output(self, output: GenerateOutput) -> tuple[int, bytes]:
         """Count an output and return (sequence, payload) of its frame.
@@ -170,10 +170,10 @@ class ProviderAccount:
                 f"voucher {voucher.number} pays {voucher.cumulative}, below the {self.vouchered} already promised",
                 reason=Reason.MEANING,
             )
-        if not self.meter_vouchered < voucher.meter <= self.meters:
+        if not self._meter_vouchered < voucher.meter <= self.meters:
             raise RemoteProtocolError(
                 f"voucher {voucher.number} names meter {voucher.meter}: expected one after "
-                f"{self.meter_vouchered}, at most {self.meters}",
+                f"{self._meter_vouchered}, at most {self.meters}",
                 reason=Reason.MEANING,
             )
         # Against the meter it names, not the latest: nobody else could follow it in a bundle.
@@ -184,7 +184,7 @@ class ProviderAccount:
             )
         self.vouchered = Microcredits(voucher.cumulative)
         self.vouchers = voucher.number
-        self.meter_vouchered = voucher.meter
+        self._meter_vouchered = voucher.meter
 
     def receipt(self, status: ReceiptStatus, *, profile: str, started_ms: UnixMs, ended_ms: UnixMs) -> Receipt:
         """Return the receipt over the last meter: to be stored, then sent.

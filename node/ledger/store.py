@@ -212,15 +212,6 @@ class LedgerStore:
         sums = dict(self.db.execute("SELECT role, sum(vouchered) FROM contract GROUP BY role").fetchall())
         return Totals(earned=Microcredits(sums.get("provider", 0)), spent=Microcredits(sums.get("requester", 0)))
 
-    def debts(self) -> dict[PeerId, Microcredits]:
-        """Return what each requester left unpaid: metered, and never covered by a voucher."""
-        found = self.db.execute(
-            "SELECT peer_id, sum(metered - vouchered) FROM contract WHERE role = 'provider' AND state != ?"
-            " GROUP BY peer_id HAVING sum(metered - vouchered) > 0",
-            (str(ProviderState.FAILED),),
-        )
-        return {PeerId(peer_id): Microcredits(owed) for peer_id, owed in found}
-
     def end_interrupted(self, only: Collection[MessageId] | None = None) -> int:
         """End the contracts that a crash of ours left open, or ``only`` these of them; return how many it were."""
         moved = []

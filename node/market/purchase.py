@@ -27,7 +27,6 @@ class AttemptFailedError(Exception):
         *,
         wait_s: float = 0.0,
         retry_after_s: float = 0.0,
-        price_min: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -35,7 +34,6 @@ class AttemptFailedError(Exception):
         """An offer of ours may still be open for so long: no second contract before that."""
         self.retry_after_s = retry_after_s
         """The provider's own word on when to come back."""
-        self.price_min = price_min
 
     @classmethod
     def declined(cls, decline: Decline) -> "AttemptFailedError":
@@ -43,9 +41,11 @@ class AttemptFailedError(Exception):
         message = decline.message
         if decline.tokens_max is not None:
             message += f" (at most {decline.tokens_max} tokens)"
+        if decline.price_min is not None:
+            message += f" (from {decline.price_min} µc on)"
         # A stranger's number decides how long we wait: within what a quote may be held.
         retry_ms = min(decline.retry_after_ms or 0, limits.QUOTE_HOLD_MS_MAX)
-        return cls(decline.code, message, retry_after_s=retry_ms / MS_PER_S, price_min=decline.price_min)
+        return cls(decline.code, message, retry_after_s=retry_ms / MS_PER_S)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ READ_S_MAX: Final = 120.0
 
 
 KNOWN_S_MAX: Final = 60.0
+READY_S_MAX: Final = 60.0
 _STEP_S: Final = 0.1
 
 
@@ -142,6 +143,20 @@ def wait_known(buyers: Sequence[Node], sellers: Sequence[Node]) -> None:
             if time.monotonic() > end:
                 raise TestnetError(f"{buyer.name} has not heard of {len(missing)} peers in {KNOWN_S_MAX:g} s")
             time.sleep(_STEP_S)
+
+
+def wait_ready(node: Node) -> float:
+    """Return after how many seconds the node called itself ready.
+
+    Raises:
+        TestnetError: it has not within ``READY_S_MAX``; the message names what is wrong with it.
+    """
+    began = time.monotonic()
+    while wrong := {name: said for name, said in call(node, "/readyz")["checks"].items() if said != "ok"}:
+        if time.monotonic() > began + READY_S_MAX:
+            raise TestnetError(f"{node.name} is not ready after {READY_S_MAX:g} s: {wrong}")
+        time.sleep(_STEP_S)
+    return time.monotonic() - began
 
 
 def _read(answer: http.client.HTTPResponse, told: Told, watch: Watch) -> None:

@@ -6,8 +6,6 @@ as a disk does that has no room (EFBIG for ENOSPC).
 
 import json
 import resource
-import threading
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,13 +15,10 @@ import pytest
 
 from node.home import Home
 from node.testnet.network import Node
+from node.testnet.real_client import wait_known, wait_ready
 from tests.integration.failover_campaign import make_plan, running
 from tests.integration.paced_model import NAME, write_paced_store
 
-RECOVERY_S_MAX = 60.0
-STEP_S = 0.2
-# From outside a daemon is asked, again and again: its readiness is a route, not an event.
-PAUSE = threading.Event()
 FILE_BYTES_MAX = 4096
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -53,27 +48,11 @@ def order(node: Node) -> tuple[int, dict[str, Any]]:
     return call(node, "/v1/chat/completions", {"model": NAME, "messages": turns, "max_tokens": 16, "seed": 1})
 
 
-def recovered_s(node: Node) -> float:
-    """Return how long it took until the node calls itself ready again."""
-    began = time.monotonic()
-    while call(node, "/readyz")[0] != 200:
-        assert time.monotonic() < began + RECOVERY_S_MAX, call(node, "/readyz")
-        PAUSE.wait(STEP_S)
-    return time.monotonic() - began
-
-
-def wait_known(node: Node) -> None:
-    began = time.monotonic()
-    while not call(node, "/api/v1/models")[1]["models"]:
-        assert time.monotonic() < began + RECOVERY_S_MAX
-        PAUSE.wait(STEP_S)
-
-
 def test_daemons_outlive_disks_that_refuse_and_go_on_without_a_restart(tmp_path: Path, figure: Any) -> None:
     store = write_paced_store(tmp_path / "store")
     with running(make_plan(tmp_path / "net", store, providers=1, dtype="fp32", models=(NAME,))) as fleet:
         (seller,), (buyer,) = ([fleet.nodes[it] for it in names] for names in (fleet.providers, fleet.requesters))
-        wait_known(buyer)
+        wait_known([buyer], [seller])
         status, undisturbed = order(buyer)
         assert status == 200, undisturbed
         for broken in (buyer, seller):
@@ -87,7 +66,7 @@ def test_daemons_outlive_disks_that_refuse_and_go_on_without_a_restart(tmp_path:
             assert "cannot be written" in call(broken, "/api/v1/status")[1]["problems"]["ledger"]
             refuse(broken, False)
             who = "requester" if broken is buyer else "provider"
-            figure(f"disk: ready again by itself, {who}", f"{recovered_s(broken):.1f} s")
+            figure(f"disk: ready again by itself, {who}", f"{wait_ready(broken):.1f} s")
         status, again = order(buyer)
         assert status == 200, again
         assert again["choices"][0]["message"] == undisturbed["choices"][0]["message"]

@@ -1,6 +1,7 @@
 """Signed messages and rows as the market would post them."""
 
 from node.ledger.entries import ContractRow, Entry, Role
+from node.ledger.ledger import Ledger
 from protocol.envelope import seal
 from protocol.states import ProviderState, RequesterState
 from protocol.units import JobId, MessageId, Microcredits, ModelId, NetworkId, PeerId, UnixMs
@@ -48,3 +49,8 @@ def row(
         vouchered=Microcredits(vouchered),
         at_ms=UnixMs(1_000 + number),
     )
+
+
+async def unpaid(ledger: Ledger) -> dict[PeerId, int]:
+    """Return what each peer owes that owes something, as the books show it to their owner."""
+    return {it.peer_id: it.unpaid_by_them for it in await ledger.peer_accounts() if it.unpaid_by_them}

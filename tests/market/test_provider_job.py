@@ -14,6 +14,7 @@ from protocol.states import ProviderState, RequesterState
 from protocol.task import decode_output_untrusted
 from protocol.voucher import Meter
 from tests.fakes import Script, ScriptedExecutor
+from tests.ledger.fakes import unpaid
 from tests.market.rogues import honest_contract, job_line
 from tests.market.world import Node, World, buy, order
 
@@ -82,7 +83,7 @@ async def test_provider_stops_within_a_window_and_is_paid_when_the_user_cancels(
     assert (await requester.kinds(mine))[-5:] == ["cancel", "meter", "voucher", "receipt", "closing"]
     assert (await provider.kinds(theirs))[-5:] == ["cancel", "meter", "receipt", "voucher", "closing"]
     await trio.sleep(10)
-    assert (await provider.ledger.debts()) == {}
+    assert await unpaid(provider.ledger) == {}
 
 
 async def test_provider_hears_a_cancel_while_a_whole_answer_waits(world: World) -> None:
@@ -104,7 +105,7 @@ async def test_provider_is_owed_nothing_when_its_worker_dies(world: World) -> No
     theirs, mine = await provider.only_row(), await requester.only_row()
     assert theirs.state is ProviderState.FAILED
     assert theirs.vouchered == mine.vouchered == 16
-    assert await provider.ledger.debts() == {}
+    assert await unpaid(provider.ledger) == {}
 
 
 async def test_provider_ends_a_job_when_its_time_is_over(world: World) -> None:
@@ -165,7 +166,7 @@ async def test_provider_gives_up_when_no_voucher_comes_for_twenty_seconds(world:
     theirs = await provider.only_row()
     assert theirs.state is ProviderState.UNPAID and theirs.metered - theirs.vouchered <= 16
     assert provider.admission.credit_left(requester.peer_id, 0) == 100_000 - theirs.metered
-    assert await provider.ledger.debts() == {requester.peer_id: theirs.metered}
+    assert await unpaid(provider.ledger) == {requester.peer_id: theirs.metered}
 
 
 async def test_provider_remembers_a_debt_when_the_closing_never_comes(world: World) -> None:
@@ -176,7 +177,7 @@ async def test_provider_remembers_a_debt_when_the_closing_never_comes(world: Wor
         await rogue.hear(Receipt)
         await trio.sleep(limits.CLOSING_WAIT_MS_MAX / 1000 + 10)
     assert (await provider.only_row()).state is ProviderState.UNPAID
-    assert await provider.ledger.debts() == {requester.peer_id: 8}
+    assert await unpaid(provider.ledger) == {requester.peer_id: 8}
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def voucher_above_meter_taken(patch: pytest.MonkeyPatch) -> None:
     def voucher_untrusted(self: ProviderAccount, voucher: Voucher) -> None:
         self.vouchered = Microcredits(voucher.cumulative)
         self.vouchers = voucher.number
-        self.meter_vouchered = voucher.meter
+        self._meter_vouchered = voucher.meter
 
     patch.setattr(ProviderAccount, "voucher_untrusted", voucher_untrusted)
 

@@ -14,7 +14,7 @@ from node.ledger.disk import Disk, FileDisk
 from node.ledger.ledger import Ledger
 from node.testnet.disk import DiskHandle, SimulatedDisk
 from protocol.states import ProviderState
-from tests.ledger.fakes import PEER, entry, row
+from tests.ledger.fakes import PEER, entry, row, unpaid
 
 MakeDisk = Callable[[], Disk]
 
@@ -67,7 +67,7 @@ async def test_open_contract_is_ended_and_its_debt_kept_at_the_next_start(make_d
     async def read(ledger: Ledger) -> None:
         (found,) = await ledger.contracts(10)
         assert found.state is ProviderState.UNPAID
-        assert await ledger.debts() == {PEER: 4}
+        assert await unpaid(ledger) == {PEER: 4}
 
     await use(make_disk(), write)
     await use(make_disk(), read)
