@@ -155,7 +155,7 @@ class Faults:
             self._note("reset", f"a stream of {node.name}")
             stream = rng.choice(streams)
             stream.abandon()
-            await self._world.losses.watch(stream)
+            await self._world.losses.watch(node.peer_id, stream)
 
     async def _slow_disk(self, rng: random.Random, _nodes: trio.Nursery) -> None:
         node = rng.choice(self._world.nodes)

@@ -10,7 +10,7 @@ import trio
 from node.testnet.checks import ContractFile
 from node.testnet.witness import WatchedStream
 from protocol.states import is_final
-from protocol.units import MS_PER_S, MessageId
+from protocol.units import MS_PER_S, MessageId, PeerId
 
 if TYPE_CHECKING:
     from node.testnet.world import World
@@ -25,18 +25,23 @@ class Losses:
 
     def __init__(self, world: "World") -> None:
         self._world = world
-        self._unclear_at = -CALM_S
+        self._unclear: dict[frozenset[PeerId], float] = {}
+        """When a stream between two nodes was last broken of which nobody can say what has to follow."""
 
-    async def watch(self, stream: WatchedStream) -> None:
-        """Judge what comes of a stream that has just been broken."""
+    async def watch(self, own: PeerId, stream: WatchedStream) -> None:
+        """Judge what comes of a stream of the node ``own`` that has just been broken."""
         checks, witness, began = self._world.checks, self._world.witness, trio.current_time()
+        pair = frozenset((own, stream.peer_id))
         file = checks.files.get(stream.contract_id)
         resumes = witness.resumes[stream.contract_id]
         if file is None or not file.is_attached or file.may_be_left or stream.resumes != resumes:
             # One that was being resumed, or was in vain: whoever has another provider need not try twice.
-            self._unclear_at = began
+            self._unclear[pair] = began
             return
         await trio.sleep(RESUMED_WITHIN_S)
+        if self._unclear.get(pair, began) > began:
+            # The stream that was to resume it was broken as well, before it could say so: that was the attempt.
+            return
         if witness.resumes[stream.contract_id] > resumes or file.is_over or _is_overdue(file):
             return
         if self._calm_since(file) <= stream.opened_at:
@@ -49,7 +54,7 @@ class Losses:
         if provider.rooms is None or file.is_over or file.may_be_left or _is_overdue(file):
             return False
         job = provider.rooms.provider.jobs.get(MessageId(bytes.fromhex(file.contract_id)))
-        calm_since = max(self._calm_since(file), self._unclear_at)
+        calm_since = max(self._calm_since(file), *self._unclear.values(), -CALM_S)
         return job is not None and not is_final(job.state) and calm_since <= trio.current_time() - CALM_S
 
     def _calm_since(self, file: ContractFile) -> float:
