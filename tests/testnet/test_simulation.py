@@ -96,6 +96,8 @@ def test_no_job_of_ten_thousand_is_lost_or_paid_twice_in_a_storm(figure: Callabl
         ("calm", 208),
         # A ledger that ended left a queued posting unanswered, and who waited for it was shielded: it never ended.
         ("storm", 44),
+        # A cancel was lost, the answer came whole and was paid: closed for the provider, cancelled for its user.
+        ("partitions", 16),
     ],
 )
 def test_market_keeps_every_rule_when_a_seed_once_broke_one(name: str, seed: int) -> None:
