@@ -14,10 +14,11 @@ from trio import TaskStatus
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError
-from node.execution.device_worker import SILENCE_S_MAX, Changes, DeviceSetup, DeviceWorker, LocalModel
+from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.loading import SILENCE_S_MAX, DeviceSetup, LocalModel
 from node.execution.worker_process import Request
 from node.metrics import Metrics
 from protocol.task import GenerateInput, Sampling

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from node.execution.device_worker import choose_dtype
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.served import TORCH_DTYPES
 from node.execution.engine.text import TextCodec, load_codec
 from node.execution.engine.torch_device import describe_device, open_device
+from node.execution.loading import choose_dtype
 from node.execution.shape import read_shape
 from node.models.store import ModelStore
 from protocol.task import ChatMessage, Sampling
@@ -23,7 +23,7 @@ from scripts.bench.local_net import Question, TimedAnswer
 
 CONTEXT_TOKENS: Final = 2048
 PREFILL_TOKENS: Final = 128
-"""Of one pass, as ``node.execution.device_worker`` has it for a CPU: the sums must be the same."""
+"""Of one pass, as ``node.execution.loading`` has it for a CPU: the sums must be the same."""
 
 
 class EngineAlone:
