@@ -9,7 +9,8 @@ from torch import Tensor
 
 from node.execution.engine.attention import StepAttention
 from node.execution.engine.kv_cache import KvCache
-from node.execution.engine.llama import Llama, PackedLinears, PlainLinears, load_llama, pick_linears
+from node.execution.engine.linears import PackedLinears, PlainLinears, pick_linears
+from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.scheduler import Plan, Sequence
 from node.execution.shape import read_shape
 from protocol.task import Sampling
