@@ -95,7 +95,13 @@ class ScriptedExecutor:
         return self.served
 
     async def prepare(
-        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+        self,
+        job_key: str,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        tokens_out_max: int,
+        *,
+        scope: bytes = b"",
     ) -> Prompt:
         await trio.sleep(self.script.prepare_s)
         if self.script.refusal is not None:

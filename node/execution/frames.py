@@ -52,6 +52,8 @@ class Prepare(Frame, frozen=True, kw_only=True):
     held: bytes
     """As ``GenerateInput.held``."""
     tokens_out_max: int
+    scope: bytes = b""
+    """Whose prompt it is: a cached prefix is used again within one scope only; empty, for nobody."""
 
 
 class Start(Frame, frozen=True, kw_only=True):

@@ -81,9 +81,17 @@ class Executor(Protocol):
     def models(self) -> tuple[ServedModel, ...]: ...
 
     async def prepare(
-        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+        self,
+        job_key: str,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        tokens_out_max: int,
+        *,
+        scope: bytes = b"",
     ) -> Prompt:
         """Render the chat template and tokenise, in the worker.
+
+        ``scope`` names the customer: what was computed for a prompt is used again for no other one's.
 
         Raises:
             JobRefusedError: ``model_unknown``, ``context_exceeded`` (the message has the limit), ``input``.

@@ -100,7 +100,13 @@ class WorkerPool:
         await self._changes.wait()
 
     async def prepare(
-        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+        self,
+        job_key: str,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        tokens_out_max: int,
+        *,
+        scope: bytes = b"",
     ) -> Prompt:
         """See ``Executor.prepare``."""
         assert job_key not in self._held and tokens_out_max > 0
@@ -115,6 +121,7 @@ class WorkerPool:
                     stop=task_input.stop,
                     held=task_input.held,
                     tokens_out_max=tokens_out_max,
+                    scope=scope,
                 )
             )
             answer = await request.receive()

@@ -388,11 +388,10 @@ class Provider:
         raise Refused(DeclineCode.MODEL_UNKNOWN, "this model is not served here now")
 
     async def _prepare(self, contract: Signed[Contract], task_input: GenerateInput) -> Prompt:
-        terms = contract.message
+        terms, key = contract.message, contract.message_id.hex()
+        model_id, tokens_out_max, scope = ModelId(terms.model_id), terms.tokens_out_max, bytes(terms.requester)
         try:
-            prompt = await self._executor.prepare(
-                contract.message_id.hex(), ModelId(terms.model_id), task_input, terms.tokens_out_max
-            )
+            prompt = await self._executor.prepare(key, model_id, task_input, tokens_out_max, scope=scope)
         except JobRefusedError as exc:
             raise Refused(DECLINE_CODES.get(exc.code, DeclineCode.FAILED), str(exc)) from exc
         except ExecutionError as exc:

@@ -181,7 +181,7 @@ class Requester:
         prompt: Prompt | None = None
         try:
             prompt = await self._executor.prepare(
-                job_id.hex(), model.model_id, order.task_input, order.tokens_out_max
+                job_id.hex(), model.model_id, order.task_input, order.tokens_out_max, scope=me
             )
             await trace.send(
                 Contracted(

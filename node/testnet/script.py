@@ -113,7 +113,13 @@ class ScriptedWorkers:
         )
 
     async def prepare(
-        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+        self,
+        job_key: str,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        tokens_out_max: int,
+        *,
+        scope: bytes = b"",
     ) -> Prompt:
         await trio.sleep(self._rng.uniform(0.001, 0.02))
         if not self.models():

@@ -93,7 +93,13 @@ class InstantModel:
         return self._served
 
     async def prepare(
-        self, job_key: str, model_id: ModelId, task_input: GenerateInput, tokens_out_max: int
+        self,
+        job_key: str,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        tokens_out_max: int,
+        *,
+        scope: bytes = b"",
     ) -> Prompt:
         return Prompt(job_key=job_key, model_id=model_id, tokens_in=PROMPT_TOKENS)
 

@@ -33,6 +33,7 @@ from protocol.task import ChatMessage
             stop=("x",),
             held=b"\x00\x00\x00\x07",
             tokens_out_max=4,
+            scope=b"peer",
         ),
     ],
 )

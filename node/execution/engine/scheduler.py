@@ -25,6 +25,8 @@ class Sequence:
     stop_tokens: frozenset[int]
     first_position: int = 0
     """Answer tokens at the end of the prompt: this answer goes on where another worker's was cut."""
+    scope: bytes = b""
+    """The customer; a prefix in the cache is used again within one scope only, and never in the empty one."""
     cached: int = 0
     slot: int = NO_SLOT
 

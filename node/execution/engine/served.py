@@ -32,6 +32,7 @@ class HeldPrompt:
     """The rendered conversation, then the answer tokens that came with it."""
     held: list[int]
     stop: tuple[str, ...]
+    scope: bytes
 
 
 class ServedModel:
@@ -63,7 +64,9 @@ class ServedModel:
             raise JobRefusedError("the prompt has tokens that the model does not know", code="input")
         if self._stop_tokens.intersection(held) or self._stream_after(held, frame.stop).stopped:
             raise JobRefusedError("the answer that was brought along is complete", code="input")
-        return HeldPrompt(request=frame.request, model=frame.model, tokens=tokens, held=held, stop=frame.stop)
+        return HeldPrompt(
+            request=frame.request, model=frame.model, tokens=tokens, held=held, stop=frame.stop, scope=frame.scope
+        )
 
     def _refuse_hopeless(self, frame: Prepare) -> None:
         # Before tokenising: 1 MiB takes up to 3 s, in which nobody else's prompt is read, and costs its sender
@@ -99,6 +102,7 @@ class ServedModel:
                 sampling=sampling,
                 stop_tokens=self._stop_tokens,
                 first_position=len(held.held),
+                scope=held.scope,
             )
         )
 
