@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from node.execution.interface import Dtype
-from node.execution.shape import LlamaShape
+from node.execution.shape import DecoderShape
 
 BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
@@ -32,18 +32,18 @@ class MemoryPlan:
         return self.weights_bytes + self.cache_bytes + self.working_bytes
 
 
-def kv_bytes_per_token(shape: LlamaShape, dtype: Dtype) -> int:
+def kv_bytes_per_token(shape: DecoderShape, dtype: Dtype) -> int:
     """Return what one token of one sequence keeps in the KV cache."""
     return 2 * shape.layers * shape.kv_heads * shape.head_size * BYTES_OF[dtype]
 
 
 def plan_model(
-    shape: LlamaShape, parameters: int, *, dtype: Dtype, slots: int, context_tokens: int, prefill_tokens: int
+    shape: DecoderShape, parameters: int, *, dtype: Dtype, slots: int, context_tokens: int, prefill_tokens: int
 ) -> MemoryPlan:
     """Return the plan of a model with ``parameters`` numbers, of which every slot holds a whole context."""
     width = BYTES_OF[dtype]
     head_columns = (shape.heads + 2 * shape.kv_heads) * shape.head_size
-    activations = prefill_tokens * width * (2 * shape.hidden + 3 * shape.feed_forward + head_columns)
+    activations = prefill_tokens * width * (2 * shape.hidden + shape.feed_forward_columns + head_columns)
     logits = slots * shape.vocabulary * (width + 4)
     # The CPU path keeps a tied embedding twice: as a table, and packed for the last layer.
     packed_twice = shape.vocabulary * shape.hidden * width if shape.tied_embeddings else 0

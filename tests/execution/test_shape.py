@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from node.errors import ModelError
-from node.execution.shape import RopeScaling, read_shape
+from node.execution.shape import RopeScaling, read_decoder_shape, read_shape
 from tests.execution.tiny_model import config
 
 
@@ -43,7 +43,7 @@ def test_shape_reads_rope_settings_of_old_and_new_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"model_type": "gpt2"}, "llama or mistral, got 'gpt2'"),
+        ({"model_type": "gpt2"}, "expected llama or mistral or"),
         ({"model_type": ...}, "KeyError"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"attention_bias": True}, "attention_bias"),
@@ -55,6 +55,23 @@ def test_shape_reads_rope_settings_of_old_and_new_files(tmp_path: Path) -> None:
         ({"head_dim": 7}, "even head size"),
         ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn'"),
         ({"rms_norm_eps": "x"}, "ValueError"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64}, "sliding window"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3, "rope_theta": 1e6},
+            "at most 2",
+        ),
+        (
+            {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 1, "rope_theta": ...},
+            "rope_theta",
+        ),
+        (
+            {"model_type": "olmoe", "num_experts": 2, "num_experts_per_tok": 1, "norm_topk_prob": 1},
+            "norm_topk_prob",
+        ),
+        ({"model_type": "qwen3_moe", "num_experts": 2}, "num_experts_per_tok"),
     ],
 )
 def test_shape_is_refused_when_the_engine_would_compute_something_else(
@@ -63,6 +80,45 @@ def test_shape_is_refused_when_the_engine_would_compute_something_else(
     with pytest.raises(ModelError, match=r"^config\.json: ") as refused:
         shape_of(tmp_path, **changes)
     assert fault in str(refused.value)
+
+
+def test_layers_without_experts_are_those_named_and_those_between(tmp_path: Path) -> None:
+    shape_of(
+        tmp_path,
+        model_type="qwen3_moe",
+        num_hidden_layers=6,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=8,
+        decoder_sparse_step=2,
+        mlp_only_layers=[3],
+    )
+    experts = read_shape(tmp_path).experts
+    assert experts is not None and experts.dense_layers == {0, 2, 3, 4}
+    # Two experts for each token, of three vectors as wide as the model and three as wide as an expert.
+    assert read_shape(tmp_path).feed_forward_columns == 2 * 3 * (32 + 8) + 3 * 64
+
+
+def test_any_decoder_has_a_shape_that_tells_why_the_engine_does_not_run_it(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {"model_type": "gpt2", "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "vocab_size": 99}
+        )
+    )
+    shape = read_decoder_shape(tmp_path)
+    assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_size) == (3, 48, 4, 4, 12)
+    assert (shape.feed_forward, shape.vocabulary, shape.context_tokens) == (192, 99, 64)
+    assert shape.backend == "transformers" and "got 'gpt2'" in shape.refused
+    shape_of(tmp_path)
+    assert read_decoder_shape(tmp_path).backend == "torch"
+    (tmp_path / "config.json").write_text(json.dumps(config() | {"rope_scaling": {"rope_type": "yarn"}}))
+    assert read_decoder_shape(tmp_path).backend == "transformers"
+
+
+def test_model_that_is_no_decoder_has_no_shape(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "whisper", "vocab_size": 9}))
+    with pytest.raises(ModelError, match="got 'whisper'"):
+        read_decoder_shape(tmp_path)
 
 
 def test_shape_is_refused_when_there_is_no_configuration(tmp_path: Path) -> None:

@@ -1,54 +1,58 @@
 """A decoder of the Llama family: weights and the arithmetic of one forward pass.
 
+Llama, Mistral, Mixtral, Qwen 2 and 3 with and without experts, OLMoE: what they add to Llama stands in the shape
+(``LlamaShape``); feed-forward layers are ``moe.py``'s.
+
 Attention reads and writes a cache that this module does not know: the caller passes a function for it
 (``attention.py``). Weights are cut as the matrix products want them: one matrix for query, key and value.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
-from safetensors import safe_open
 from torch import Tensor
 
-from node.execution.engine.linears import pick_linears
+from node.execution.engine.linears import Linears, PlainLinears, pick_linears
+from node.execution.engine.moe import FeedForward, load_feed_forward
+from node.execution.engine.weights import Weights, open_weights
 from node.execution.shape import LlamaShape, RopeScaling
 
 Attend: TypeAlias = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q (N, H, hd), k (N, KV, hd), v (N, KV, hd)) -> (N, H * hd); stores k and v on the way."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """One decoder layer; matrices are (out, in), packed or not as the ``Linears`` in use made them."""
 
     attention_norm: Tensor
     qkv: Tensor
+    qkv_bias: Tensor | None
+    """((H + 2 KV) * hd,); Qwen 2."""
+    qk_norm: Tensor | None
+    """(H + KV, hd): the norm's scales for every head of query and key, in their order."""
     output: Tensor
     mlp_norm: Tensor
-    gate: Tensor
-    up: Tensor
-    down: Tensor
+    mlp: FeedForward
 
 
 class Llama:
     """The loaded model. ``embedding`` (V, D) stays unpacked; ``head`` is packed."""
 
-    def __init__(
-        self, shape: LlamaShape, weights: Callable[[str], Tensor], *, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, shape: LlamaShape, weights: Weights, *, device: torch.device, dtype: torch.dtype) -> None:
         self.shape, self.device, self.dtype = shape, device, dtype
         self.linears = pick_linears(device, dtype)
-        pack = self.linears.pack
-        self.embedding = weights("model.embed_tokens.weight")
-        self.norm = weights("model.norm.weight")
-        self.head = pack(self.embedding if shape.tied_embeddings else weights("lm_head.weight"))
-        self.layers = [_layer(f"model.layers.{i}.", weights, pack) for i in range(shape.layers)]
+        self.embedding = weights("model.embed_tokens.weight", shape.vocabulary, shape.hidden)
+        self.norm = weights("model.norm.weight", shape.hidden)
+        tied = shape.tied_embeddings
+        head = self.embedding if tied else weights("lm_head.weight", shape.vocabulary, shape.hidden)
+        self.head = self.linears.pack(head)
+        self.layers = [_layer(i, shape, weights, self.linears) for i in range(shape.layers)]
         self._cos, self._sin = _rotations(shape, device, dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -59,20 +63,33 @@ class Llama:
         rotated = shape.heads + shape.kv_heads
         for i, layer in enumerate(self.layers):
             normed = F.rms_norm(x, (shape.hidden,), layer.attention_norm, shape.norm_epsilon)
-            heads = linears.linear(normed, layer.qkv).view(-1, rotated + shape.kv_heads, shape.head_size)
+            columns = linears.linear(normed, layer.qkv)
+            if layer.qkv_bias is not None:
+                columns = columns + layer.qkv_bias
+            heads = columns.view(-1, rotated + shape.kv_heads, shape.head_size)
             qk, v = heads[:, :rotated], heads[:, rotated:]
+            if layer.qk_norm is not None:
+                qk = self._norm_heads(qk) * layer.qk_norm
             # The sine table is negative in its first half: rotate_half without a concatenation.
             qk = qk * cos + torch.roll(qk, shape.head_size // 2, -1) * sin
             mixed = attend(i, qk[:, : shape.heads], qk[:, shape.heads :], v)
             x = linears.linear_add(mixed, layer.output, x)
             normed = F.rms_norm(x, (shape.hidden,), layer.mlp_norm, shape.norm_epsilon)
-            x = linears.linear_add(linears.gated(normed, layer.gate, layer.up), layer.down, x)
+            x = layer.mlp.add_to(x, normed)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N, V) float32: ties in bfloat16 would let one sampler differ from another."""
         normed = F.rms_norm(hidden, (self.shape.hidden,), self.norm, self.shape.norm_epsilon)
         return self.linears.linear(normed, self.head).float()
+
+    def _norm_heads(self, qk: Tensor) -> Tensor:
+        """Return query and key heads (N, H + KV, hd) normed, without the norm's scales."""
+        shape = self.shape
+        if shape.qk_norm == "head":
+            return F.rms_norm(qk, (shape.head_size,), None, shape.norm_epsilon)
+        whole = (qk[:, : shape.heads], qk[:, shape.heads :])
+        return torch.cat([F.rms_norm(part, part.shape[1:], None, shape.norm_epsilon) for part in whole], 1)
 
 
 def load_llama(folder: Path, shape: LlamaShape, *, device: torch.device, dtype: torch.dtype) -> Llama:
@@ -82,64 +99,36 @@ def load_llama(folder: Path, shape: LlamaShape, *, device: torch.device, dtype: 
         KeyError: a tensor is missing.
         ValueError: a tensor has another shape than the configuration says.
     """
-    expected = _expected_shapes(shape)
-    with _open_weights(folder, device) as files:
-
-        def weights(name: str) -> Tensor:
-            tensor: Tensor = files[name].get_tensor(name)
-            if tuple(tensor.shape) != (wanted := expected[name.split(".", 3)[-1] if ".layers." in name else name]):
-                raise ValueError(f"{name}: expected shape {wanted}, got {tuple(tensor.shape)}")
-            # A copy even when the type fits: otherwise the weights stay pages of a file that may change.
-            return tensor.to(dtype, copy=True)
-
-        with torch.inference_mode():
-            return Llama(shape, weights, device=device, dtype=dtype)
+    with open_weights(folder, device=device, dtype=dtype) as weights, torch.inference_mode():
+        return Llama(shape, weights, device=device, dtype=dtype)
 
 
-def _expected_shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+def _layer(number: int, shape: LlamaShape, weights: Weights, linears: Linears) -> Layer:
+    prefix = f"model.layers.{number}."
     q, kv = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    return {
-        "model.embed_tokens.weight": (shape.vocabulary, shape.hidden),
-        "lm_head.weight": (shape.vocabulary, shape.hidden),
-        "model.norm.weight": (shape.hidden,),
-        "input_layernorm.weight": (shape.hidden,),
-        "post_attention_layernorm.weight": (shape.hidden,),
-        "self_attn.q_proj.weight": (q, shape.hidden),
-        "self_attn.k_proj.weight": (kv, shape.hidden),
-        "self_attn.v_proj.weight": (kv, shape.hidden),
-        "self_attn.o_proj.weight": (shape.hidden, q),
-        "mlp.gate_proj.weight": (shape.feed_forward, shape.hidden),
-        "mlp.up_proj.weight": (shape.feed_forward, shape.hidden),
-        "mlp.down_proj.weight": (shape.hidden, shape.feed_forward),
-    }
-
-
-@contextmanager
-def _open_weights(folder: Path, device: torch.device) -> Iterator[dict[str, Any]]:  # Any: safetensors has no types
-    """Map every weights file and give tensor name -> file that has it."""
-    from contextlib import ExitStack
-
-    with ExitStack() as stack:
-        found = {}
-        for path in sorted(folder.glob("*.safetensors")):
-            file = stack.enter_context(safe_open(str(path), framework="pt", device=str(device)))
-            found.update(dict.fromkeys(file.keys(), file))
-        yield found
-
-
-def _layer(prefix: str, weights: Callable[[str], Tensor], pack: Callable[[Tensor], Tensor]) -> Layer:
-    def matrix(name: str) -> Tensor:
-        return weights(f"{prefix}{name}.weight")
-
+    sides = (("q", q), ("k", kv), ("v", kv))
+    attention = f"{prefix}self_attn."
+    matrices = [weights(f"{attention}{part}_proj.weight", side, shape.hidden) for part, side in sides]
+    biases = [weights(f"{attention}{part}_proj.bias", side) for part, side in sides if shape.qkv_bias]
     return Layer(
-        attention_norm=matrix("input_layernorm"),
-        qkv=pack(torch.cat([matrix(f"self_attn.{part}_proj") for part in "qkv"])),
-        output=pack(matrix("self_attn.o_proj")),
-        mlp_norm=matrix("post_attention_layernorm"),
-        gate=pack(matrix("mlp.gate_proj")),
-        up=pack(matrix("mlp.up_proj")),
-        down=pack(matrix("mlp.down_proj")),
+        attention_norm=weights(f"{prefix}input_layernorm.weight", shape.hidden),
+        qkv=linears.pack(torch.cat(matrices)),
+        qkv_bias=torch.cat(biases) if biases else None,
+        qk_norm=_head_scales(attention, shape, weights),
+        output=linears.pack(weights(f"{attention}o_proj.weight", shape.hidden, q)),
+        mlp_norm=weights(f"{prefix}post_attention_layernorm.weight", shape.hidden),
+        mlp=load_feed_forward(number, shape, weights, linears, stacked=isinstance(linears, PlainLinears)),
     )
+
+
+def _head_scales(attention: str, shape: LlamaShape, weights: Weights) -> Tensor | None:
+    parts = (("q", shape.heads), ("k", shape.kv_heads))
+    if shape.qk_norm is None:
+        return None
+    size = shape.head_size
+    if shape.qk_norm == "head":
+        return torch.cat([weights(f"{attention}{part}_norm.weight", size).expand(n, -1) for part, n in parts])
+    return torch.cat([weights(f"{attention}{part}_norm.weight", n * size).view(n, -1) for part, n in parts])
 
 
 def _rotations(shape: LlamaShape, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
