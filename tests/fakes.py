@@ -94,6 +94,12 @@ class ScriptedExecutor:
     def models(self) -> tuple[ServedModel, ...]:
         return self.served
 
+    async def load(self, model_id: ModelId) -> ServedModel:
+        return next(model for model in self.models() if model.model_id == model_id)
+
+    async def unload(self, model_id: ModelId) -> None:
+        raise ExecutionError("the scripted model stays", code="model_busy")
+
     async def prepare(
         self,
         job_key: str,

@@ -12,8 +12,9 @@ from trio import TaskStatus
 from node.errors import WorkerDiedError
 from node.execution.frames import Setup
 from node.execution.interface import DeviceReport, ServedModel
-from node.execution.loading import DeviceSetup, LocalModel, ModelLoader
+from node.execution.loading import DeviceModels, DeviceSetup, LocalModel, ModelLoader
 from node.execution.worker_process import WorkerProcess
+from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +47,52 @@ class DeviceWorker:
         self._setup, self._changes = setup, changes
         self._loader = ModelLoader(setup)
         self._process: WorkerProcess | None = None
+        self._models: DeviceModels | None = None
         self._announced = False
         self.report: DeviceReport | None = None
-        self.served: tuple[ServedModel, ...] = ()
 
     @property
-    def configured(self) -> tuple[LocalModel, ...]:
-        """The models that this device was asked to serve, loaded or not."""
-        return self._setup.models
+    def served(self) -> tuple[ServedModel, ...]:
+        """What answers here now: nothing while another worker is being started."""
+        return () if self._models is None else self._models.served
+
+    @property
+    def is_alive(self) -> bool:
+        return self._models is not None
+
+    def wants(self, model_id: ModelId) -> bool:
+        """Return whether this device was asked to serve the model, loaded or not."""
+        return model_id in self._loader.wanted
+
+    @property
+    def models(self) -> DeviceModels:
+        """What the worker that lives now has loaded.
+
+        Raises:
+            WorkerDiedError: none does; another one is being started.
+        """
+        if self._models is None:
+            raise WorkerDiedError("the worker is being restarted", code="worker_died")
+        return self._models
+
+    async def load(self, model: LocalModel) -> ServedModel:
+        """Load a model and serve it over all restarts to come. Raises: as ``DeviceModels.load``."""
+        served = await self.models.load(model)
+        self._loader.wanted[model.model_id] = model
+        self._changes.announce()
+        return served
+
+    async def load_again(self, model_id: ModelId) -> DeviceModels:
+        """Return the models of this device once the wanted one is loaded. Raises: as ``DeviceModels.load``."""
+        models = self.models
+        await models.load(self._loader.wanted[model_id])
+        return models
+
+    async def unload(self, model_id: ModelId) -> None:
+        """Serve a model no more. Raises: as ``DeviceModels.unload``."""
+        await self.models.unload(model_id)
+        self._loader.wanted.pop(model_id, None)
+        self._changes.announce()
 
     @property
     def process(self) -> WorkerProcess:
@@ -75,7 +114,7 @@ class DeviceWorker:
             try:
                 await self._live(process, task_status)
             finally:
-                self._process, self.served = None, ()
+                self._process, self._models = None, None
                 self._changes.announce()
             if trio.current_time() - born > _LIVED_S:
                 failures = 0
@@ -109,11 +148,11 @@ class DeviceWorker:
             try:
                 with trio.fail_after(START_S_MAX):
                     ready = await nursery.start(process.run)
-                report, served = await self._loader.load_all(process, ready)
+                models = await self._loader.load_all(process, ready)
             except (WorkerDiedError, trio.TooSlowError) as exc:
                 log.warning("worker not started", extra={"device": self._setup.choice.name, "cause": str(exc)})
                 nursery.cancel_scope.cancel()
                 return
-            self._process, self.served, self.report = process, served, report
+            self._process, self._models, self.report = process, models, models.report
             self._changes.announce()
             self._announce(task_status)

@@ -41,6 +41,13 @@ class Load(Frame, frozen=True, kw_only=True):
     prefill_tokens: int
 
 
+class Unload(Frame, frozen=True, kw_only=True):
+    """Give back what a model takes; answered by ``Unloaded``, or ``Failed`` while jobs use it."""
+
+    request: int
+    model: bytes
+
+
 class Prepare(Frame, frozen=True, kw_only=True):
     """Render and tokenise, then hold the prompt as ``request``; answered by ``Prepared`` or ``Failed``."""
 
@@ -97,6 +104,10 @@ class Loaded(Frame, frozen=True, kw_only=True):
     request: int
 
 
+class Unloaded(Frame, frozen=True, kw_only=True):
+    request: int
+
+
 class Prepared(Frame, frozen=True, kw_only=True):
     request: int
     tokens: int
@@ -130,8 +141,8 @@ class Step(Frame, frozen=True, kw_only=True):
     pieces: tuple[StepPiece, ...]
 
 
-ToWorker: TypeAlias = Setup | Load | Prepare | Start | Cancel | Measure
-FromWorker: TypeAlias = Ready | Loaded | Prepared | Measured | Failed | Step
+ToWorker: TypeAlias = Setup | Load | Unload | Prepare | Start | Cancel | Measure
+FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Failed | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

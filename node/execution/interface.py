@@ -35,7 +35,7 @@ class DeviceReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """A model that is loaded and answers now."""
+    """A model that answers: at once, or as soon as it has been loaded again."""
 
     model_id: ModelId
     name: str
@@ -53,6 +53,10 @@ class ServedModel:
     """Sequences that decode at once; more wait."""
     profile: str
     """What ran it, for receipts: ``torch 2.13.0; cpu avx512; bf16; sdpa``."""
+    cache_bytes_per_token: int = 0
+    """What one token of one sequence keeps on the device."""
+    is_loaded: bool = True
+    """Whether it lies on its device now; the next job for it loads it otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +84,27 @@ class Executor(Protocol):
 
     def models(self) -> tuple[ServedModel, ...]: ...
 
+    async def load(self, model_id: ModelId) -> ServedModel:
+        """Bring a model onto a device and serve it from now on; at once if it is there.
+
+        Models that nobody uses make room, the longest unused first; pinned ones stay.
+
+        Raises:
+            JobRefusedError: ``model_unknown``: the model store has no such model.
+            ExecutionError: ``memory``: it fits no device; ``model_busy``: jobs are in the way; ``load``: its files
+                are not what the engine runs.
+            WorkerDiedError: the worker is gone; another is being started.
+        """
+
+    async def unload(self, model_id: ModelId) -> None:
+        """Take a model off its devices and serve it no more, until ``load``.
+
+        Raises:
+            JobRefusedError: ``model_unknown``: it is not served.
+            ExecutionError: ``model_busy``: jobs use it.
+            WorkerDiedError: the worker is gone; another is being started.
+        """
+
     async def prepare(
         self,
         job_key: str,
@@ -89,12 +114,13 @@ class Executor(Protocol):
         *,
         scope: bytes = b"",
     ) -> Prompt:
-        """Render the chat template and tokenise, in the worker.
+        """Render the chat template and tokenise, in the worker; a model that is not loaded is loaded before.
 
         ``scope`` names the customer: what was computed for a prompt is used again for no other one's.
 
         Raises:
             JobRefusedError: ``model_unknown``, ``context_exceeded`` (the message has the limit), ``input``.
+            ExecutionError: as ``load``.
             WorkerDiedError: the worker is gone; another is being started.
         """
 

@@ -1,10 +1,12 @@
-"""What is loaded on one device: planned by arithmetic, loaded into its worker, measured once.
+"""What is loaded on one device: planned by arithmetic, loaded into its worker when wanted, measured once.
 
 When a worker is started and what follows its death is ``device_worker.py``'s business.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -13,9 +15,18 @@ import trio
 from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
-from node.execution.frames import Load, Measure, Measured, Ready
+from node.execution.frames import Load, Measure, Measured, Ready, Unload
 from node.execution.interface import DeviceReport, Dtype, ServedModel
-from node.execution.memory_plan import MemoryPlan, device_budget, fit_slots, plan_model
+from node.execution.memory_plan import (
+    MemoryPlan,
+    device_budget,
+    fit_context,
+    fit_slots,
+    kv_bytes_per_token,
+    plan_model,
+    with_slots,
+)
+from node.execution.residency import MEMORY, Residency
 from node.execution.shape import LlamaShape, read_shape
 from node.execution.worker_process import WorkerProcess
 from node.metrics import Metrics
@@ -68,100 +79,193 @@ class DeviceSetup:
 
 
 class ModelLoader:
-    """Loads models into the worker of one device, and remembers what was measured over the worker's deaths."""
+    """What one device should serve, and what was measured there; outlives its workers."""
 
     def __init__(self, setup: DeviceSetup) -> None:
-        self._setup = setup
-        self._measured: dict[ModelId, Measured] = {}
+        self.setup = setup
+        self.wanted = {model.model_id: model for model in setup.models}
+        self.measured: dict[ModelId, Measured] = {}
 
-    async def load_all(self, process: WorkerProcess, ready: Ready) -> tuple[DeviceReport, tuple[ServedModel, ...]]:
-        """Load what fits, in the order given; return the device as found, and what is served.
-
-        A model that fails is logged and left out.
+    async def load_all(self, process: WorkerProcess, ready: Ready) -> "DeviceModels":
+        """Load the wanted models, pinned ones first; a model that fails is logged and left out.
 
         Raises:
             WorkerDiedError: the worker died meanwhile.
         """
         cpu = await trio.to_thread.run_sync(read_cpu)
-        report = report_device(self._setup.choice, ready, nvml=self._setup.nvml, cpu=cpu, measured=None)
+        setup = self.setup
+        report = report_device(setup.choice, ready, nvml=setup.nvml, cpu=cpu, measured=None)
         budget = device_budget(
             report.kind,
             total_bytes=report.memory_total_bytes,
             free_bytes=report.memory_free_bytes,
-            percent=self._setup.config.memory_percent,
+            percent=setup.config.memory_percent,
+            bytes_max=setup.config.memory_bytes_max,
         )
-        served: list[ServedModel] = []
-        for model in self._setup.models:
+        models = DeviceModels(self, process, ready, Residency(budget))
+        pinned = setup.config.pinned
+        for model in sorted(self.wanted.values(), key=lambda model: model.name not in pinned):
             try:
-                entry = await self._load_one(process, ready, model, budget_bytes=budget)
+                await models.load_at_start(model)
             except WorkerDiedError:
                 raise
             except (ModelError, ExecutionError) as exc:
                 log.warning("model left out", extra={"model": model.name, "cause": str(exc)})
-                continue
-            served.append(entry)
-            budget -= entry.memory_bytes
         # The rates in the dtype that is served first; a device that serves nothing is not measured.
-        measured = self._measured[served[0].model_id] if served else None
-        report = report_device(self._setup.choice, ready, nvml=self._setup.nvml, cpu=cpu, measured=measured)
-        return report, tuple(served)
+        measured = self.measured[models.served[0].model_id] if models.served else None
+        models.report = report_device(setup.choice, ready, nvml=setup.nvml, cpu=cpu, measured=measured)
+        return models
 
-    async def _load_one(
-        self, process: WorkerProcess, ready: Ready, model: LocalModel, *, budget_bytes: int
-    ) -> ServedModel:
-        """Plan, load and measure one model.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fit:
+    """A model as it would be loaded: the plan as if it were alone beside the pinned ones."""
+
+    model: LocalModel
+    shape: LlamaShape
+    dtype: Dtype
+    alone: MemoryPlan
+
+
+class DeviceModels:
+    """The models of one living worker: those that are loaded, and those that will be when somebody asks."""
+
+    def __init__(self, loader: ModelLoader, process: WorkerProcess, ready: Ready, residency: Residency) -> None:
+        self._loader, self._process, self._ready = loader, process, ready
+        self._residency = residency
+        self._entries: dict[ModelId, ServedModel] = {}
+        # One at a time: each decision about memory rests on the one before.
+        self._loading = trio.Lock()
+        self.report: DeviceReport | None = None
+
+    @property
+    def served(self) -> tuple[ServedModel, ...]:
+        """What this device answers with."""
+        return tuple(replace(it, is_loaded=it.model_id in self._residency) for it in self._entries.values())
+
+    @contextmanager
+    def use(self, model_id: ModelId) -> Iterator[None]:
+        """Keep a loaded model where it is; between ``load`` and this nothing may be awaited."""
+        self._residency.begin_use(model_id)
+        try:
+            yield
+        finally:
+            self._residency.end_use(model_id)
+
+    def is_loaded(self, model_id: ModelId) -> bool:
+        return model_id in self._residency
+
+    async def load(self, model: LocalModel) -> ServedModel:
+        """Load ``model`` unless it is there, after unloading what is in the way.
 
         Raises:
-            ModelError, ExecutionError: it cannot be served here; the message says why.
+            ModelError, ExecutionError: it cannot be served here now; the code and the message say why.
+            WorkerDiedError: the worker died meanwhile.
         """
-        shape = await trio.to_thread.run_sync(read_shape, model.folder)
-        dtype = choose_dtype(self._setup.config.dtype, ready.dtypes)
-        plan = self._plan(model, shape, dtype, budget_bytes)
-        with process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
-            load = Load(
-                request=request.number,
-                model=model.model_id,
-                folder=str(model.folder),
-                dtype=dtype,
-                slots=plan.slots,
-                context_tokens=plan.context_tokens,
-                prefill_tokens=_PREFILL_TOKENS[self._setup.choice.kind],
-            )
-            await request.send(load)
-            await request.receive()
-        if model.model_id not in self._measured:
-            self._measured[model.model_id] = await _measure(process, model.model_id)
-        return ServedModel(
-            model_id=model.model_id,
-            name=model.name,
-            task=model.task,
-            dtype=dtype,
-            device=self._setup.choice.name,
-            context_tokens=plan.context_tokens,
-            tokens_per_s_milli=self._measured[model.model_id].tokens_per_s_milli,
-            memory_bytes=plan.total_bytes,
-            slots=plan.slots,
-            profile=f"{ready.runtime}; {self._setup.choice.kind} {ready.architecture}; {dtype}; sdpa",
-        )
+        if model.model_id in self._residency:
+            return self._entries[model.model_id]
+        async with self._loading:
+            if model.model_id not in self._residency:
+                fit = await self._fit(model)
+                plan = fit_slots(fit.alone, self._residency.free_bytes)
+                if plan is None:
+                    for victim in self._residency.victims(with_slots(fit.alone, 1).total_bytes):
+                        await self._unload(victim)
+                    plan = fit_slots(fit.alone, self._residency.free_bytes)
+                    assert plan is not None
+                await self._load(fit, plan)
+            return self._entries[model.model_id]
 
-    def _plan(self, model: LocalModel, shape: LlamaShape, dtype: Dtype, budget_bytes: int) -> MemoryPlan:
+    async def load_at_start(self, model: LocalModel) -> None:
+        """As ``load``; but one that was measured before and finds no room waits for its first job."""
+        if model.model_id in self._loader.measured:
+            fit = await self._fit(model)
+            if fit_slots(fit.alone, self._residency.free_bytes) is None:
+                self._entries[model.model_id] = self._entry(fit, fit.alone)
+                return
+        await self.load(model)
+
+    async def unload(self, model_id: ModelId) -> None:
+        """Serve a model no more and free its memory.
+
+        Raises:
+            ExecutionError: ``model_busy``: jobs use it.
+            WorkerDiedError: the worker died meanwhile.
+        """
+        async with self._loading:
+            if model_id in self._residency:
+                await self._unload(model_id)
+            self._entries.pop(model_id, None)
+
+    async def _fit(self, model: LocalModel) -> _Fit:
+        config, name = self._loader.setup.config, self._loader.setup.choice.name
+        shape = await trio.to_thread.run_sync(read_shape, model.folder)
+        dtype = choose_dtype(config.dtype, self._ready.dtypes)
         largest = plan_model(
             shape,
             model.parameters,
             dtype=dtype,
-            slots=self._setup.config.slots,
-            context_tokens=min(self._setup.config.context_tokens_max, shape.context_tokens),
-            prefill_tokens=_PREFILL_TOKENS[self._setup.choice.kind],
+            slots=config.slots,
+            context_tokens=min(config.context_tokens_max, shape.context_tokens),
+            prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
         )
-        plan = fit_slots(largest, budget_bytes)
-        if plan is None:
-            per_slot = largest.cache_bytes // largest.slots
+        budget = self._residency.budget_bytes - self._residency.pinned_bytes
+        alone = fit_context(largest, budget)
+        if alone is None:
             raise ExecutionError(
-                f"expected {largest.weights_bytes + largest.working_bytes + per_slot} bytes for weights, work and "
-                f"one slot of {largest.context_tokens} tokens, {self._setup.choice.name} has {budget_bytes} left",
-                code="memory",
+                f"expected {with_slots(largest, 1).total_bytes} bytes for weights, work and one slot of "
+                f"{largest.context_tokens} tokens, {name} has {budget} beside what is pinned",
+                code=MEMORY,
             )
-        return plan
+        return _Fit(model=model, shape=shape, dtype=dtype, alone=alone)
+
+    async def _load(self, fit: _Fit, plan: MemoryPlan) -> None:
+        model_id = fit.model.model_id
+        # Shielded: half a load would lie in the worker's memory, and in nobody's books.
+        with trio.CancelScope(shield=True):
+            with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+                load = Load(
+                    request=request.number,
+                    model=model_id,
+                    folder=str(fit.model.folder),
+                    dtype=fit.dtype,
+                    slots=plan.slots,
+                    context_tokens=plan.context_tokens,
+                    prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
+                )
+                await request.send(load)
+                await request.receive()
+            is_pinned = fit.model.name in self._loader.setup.config.pinned
+            self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
+            if model_id not in self._loader.measured:
+                self._loader.measured[model_id] = await _measure(self._process, model_id)
+            self._entries[model_id] = self._entry(fit, plan)
+        log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
+
+    async def _unload(self, model_id: ModelId) -> None:
+        with trio.CancelScope(shield=True):
+            self._residency.remove(model_id)
+            with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+                await request.send(Unload(request=request.number, model=model_id))
+                await request.receive()
+        name = self._entries[model_id].name
+        log.info("model unloaded", extra={"model": name, "device": self._loader.setup.choice.name})
+
+    def _entry(self, fit: _Fit, plan: MemoryPlan) -> ServedModel:
+        ready, choice = self._ready, self._loader.setup.choice
+        return ServedModel(
+            model_id=fit.model.model_id,
+            name=fit.model.name,
+            task=fit.model.task,
+            dtype=fit.dtype,
+            device=choice.name,
+            context_tokens=plan.context_tokens,
+            tokens_per_s_milli=self._loader.measured[fit.model.model_id].tokens_per_s_milli,
+            memory_bytes=plan.total_bytes,
+            slots=plan.slots,
+            profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; sdpa",
+            cache_bytes_per_token=kv_bytes_per_token(fit.shape, fit.dtype),
+        )
 
 
 async def _measure(process: WorkerProcess, model_id: ModelId) -> Measured:

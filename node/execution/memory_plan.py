@@ -4,7 +4,7 @@ Sources: safetensors header for the parameters, ``config.json`` for the rest. Ac
 step are bounded by the prefill budget and the slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from node.execution.interface import Dtype
@@ -15,6 +15,9 @@ BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Interpreter and torch: 250 MB of resident memory on a CPU. For CUDA, context and allocator slack are
 # estimated, not measured: not run on a GPU yet.
 FIXED_BYTES: Final = {"cpu": 250 << 20, "cuda": 600 << 20}
+
+# The least that a model is served with; less holds no conversation.
+CONTEXT_TOKENS_MIN: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +64,32 @@ def fit_slots(largest: MemoryPlan, budget_bytes: int) -> MemoryPlan | None:
     per_slot = largest.cache_bytes // largest.slots
     spare = budget_bytes - largest.weights_bytes - largest.working_bytes
     slots = min(largest.slots, spare // per_slot)
-    if slots < 1:
+    return None if slots < 1 else with_slots(largest, slots)
+
+
+def with_slots(plan: MemoryPlan, slots: int) -> MemoryPlan:
+    """Return ``plan`` with another number of slots; its working memory stays that of the most."""
+    return replace(plan, slots=slots, cache_bytes=plan.cache_bytes // plan.slots * slots)
+
+
+def fit_context(largest: MemoryPlan, budget_bytes: int) -> MemoryPlan | None:
+    """Return ``largest`` as it fits alone: fewer slots first, then one slot with less context.
+
+    ``None`` when not even ``CONTEXT_TOKENS_MIN`` fit.
+    """
+    if (plan := fit_slots(largest, budget_bytes)) is not None:
+        return plan
+    per_token = largest.cache_bytes // largest.slots // largest.context_tokens
+    spare = budget_bytes - largest.weights_bytes - largest.working_bytes
+    tokens = min(spare // per_token, largest.context_tokens)
+    if tokens < CONTEXT_TOKENS_MIN:
         return None
-    return MemoryPlan(
-        slots=slots,
-        context_tokens=largest.context_tokens,
-        weights_bytes=largest.weights_bytes,
-        cache_bytes=slots * per_slot,
-        working_bytes=largest.working_bytes,
-    )
+    return replace(largest, slots=1, context_tokens=tokens, cache_bytes=tokens * per_token)
 
 
-def device_budget(kind: str, *, total_bytes: int, free_bytes: int, percent: int) -> int:
-    """Return what models may take on a device of which ``percent`` may be filled."""
-    return max(0, min(free_bytes, total_bytes * percent // 100) - FIXED_BYTES[kind])
+def device_budget(kind: str, *, total_bytes: int, free_bytes: int, percent: int, bytes_max: int = 0) -> int:
+    """Return what models may take on a device of which ``percent`` may be filled (and ``bytes_max``, unless 0)."""
+    allowed = total_bytes * percent // 100
+    if bytes_max:
+        allowed = min(allowed, bytes_max)
+    return max(0, min(free_bytes, allowed) - FIXED_BYTES[kind])

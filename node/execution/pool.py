@@ -6,6 +6,7 @@ Implements ``interface.Executor``. Devices and restarts are ``device_worker.py``
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ import trio
 from trio import TaskStatus
 
 from node.config import WorkerSection
-from node.errors import ExecutionError, JobRefusedError, ModelError
+from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, Start
@@ -41,6 +42,8 @@ class _Held:
 
     prompt: Prompt
     request: Request
+    lease: ExitStack
+    """Closes the request, and lets the model go."""
     tokens_out_max: int
 
 
@@ -85,6 +88,8 @@ class WorkerPool:
                 log.info("models served", extra={"models": [model.name for model in self.models()]})
                 await trio.sleep_forever()
         finally:
+            for held in self._held.values():
+                held.lease.close()
             self._held.clear()
 
     def devices(self) -> tuple[DeviceReport, ...]:
@@ -99,6 +104,24 @@ class WorkerPool:
         """Return when ``models()`` may give something else than now: a worker died, or serves again."""
         await self._changes.wait()
 
+    async def load(self, model_id: ModelId) -> ServedModel:
+        """See ``Executor.load``; on the device with the fewest jobs, unless one has it."""
+        if any(model.model_id == model_id for model in self.models()):
+            return await self._least_loaded(model_id).load(await self._stored(model_id))
+        model = await self._stored(model_id)
+        workers = sorted((w for w in self._workers if w.is_alive), key=lambda worker: worker.process.jobs)
+        if not workers:
+            raise WorkerDiedError("no worker is running on this node", code="worker_died")
+        return await workers[0].load(model)
+
+    async def unload(self, model_id: ModelId) -> None:
+        """See ``Executor.unload``."""
+        serving = [worker for worker in self._workers if worker.wants(model_id)]
+        if not serving:
+            raise self._unknown(model_id)
+        for worker in serving:
+            await worker.unload(model_id)
+
     async def prepare(
         self,
         job_key: str,
@@ -110,8 +133,12 @@ class WorkerPool:
     ) -> Prompt:
         """See ``Executor.prepare``."""
         assert job_key not in self._held and tokens_out_max > 0
-        request = self._least_loaded(model_id).process.open_request(tokens_out_max + 2)
+        worker = self._least_loaded(model_id)
+        models = await worker.load_again(model_id)
+        lease = ExitStack()
+        lease.enter_context(models.use(model_id))
         try:
+            request = lease.enter_context(worker.process.open_request(tokens_out_max + 2))
             await request.send(
                 Prepare(
                     request=request.number,
@@ -126,11 +153,11 @@ class WorkerPool:
             )
             answer = await request.receive()
         except BaseException:
-            request.close()
+            lease.close()
             raise
         assert isinstance(answer, Prepared)
         prompt = Prompt(job_key=job_key, model_id=model_id, tokens_in=answer.tokens)
-        self._held[job_key] = _Held(prompt=prompt, request=request, tokens_out_max=tokens_out_max)
+        self._held[job_key] = _Held(prompt=prompt, request=request, lease=lease, tokens_out_max=tokens_out_max)
         return prompt
 
     async def generate(
@@ -140,7 +167,8 @@ class WorkerPool:
         held = self._held.pop(prompt.job_key, None)
         if held is None:
             raise ExecutionError("the prompt is not held any more: prepare it again", code="not_prepared")
-        with held.request as request:
+        with held.lease:
+            request = held.request
             await request.send(
                 Start(
                     request=request.number,
@@ -163,20 +191,39 @@ class WorkerPool:
     async def release(self, prompt: Prompt) -> None:
         """See ``Executor.release``."""
         if held := self._held.pop(prompt.job_key, None):
-            held.request.close()
+            held.lease.close()
 
     def _least_loaded(self, model_id: ModelId) -> DeviceWorker:
         serving = [w for w in self._workers if any(model.model_id == model_id for model in w.served)]
         if serving:
-            return min(serving, key=lambda worker: worker.process.jobs)
+            # Where it is loaded, before where it would have to be.
+            return min(serving, key=lambda worker: (not worker.models.is_loaded(model_id), worker.process.jobs))
         for worker in self._workers:
-            if any(model.model_id == model_id for model in worker.configured):
+            if worker.wants(model_id):
                 # Raises that it is restarting, unless the model was left out.
                 _ = worker.process
+        raise self._unknown(model_id)
+
+    def _unknown(self, model_id: ModelId) -> JobRefusedError:
         names = ", ".join(sorted({model.name for model in self.models()})) or "nothing"
-        raise JobRefusedError(
+        return JobRefusedError(
             f"this node does not serve model {model_id.hex()[:16]}; it serves {names}", code="model_unknown"
         )
+
+    async def _stored(self, model_id: ModelId) -> LocalModel:
+        """Return a model of the store whose files are what its manifest says. Raises: JobRefusedError."""
+
+        def find() -> LocalModel:
+            for model in self._store.models():
+                if model.model_id == model_id:
+                    model.verify()
+                    return model
+            raise JobRefusedError(f"model {model_id.hex()[:16]} is not in the model store", code="model_unknown")
+
+        try:
+            return await trio.to_thread.run_sync(find)
+        except ModelError as exc:
+            raise JobRefusedError(str(exc), code="model_unknown") from exc
 
     def _wanted_models(self) -> tuple[LocalModel, ...]:
         """Return the models to serve whose files are what their manifests say. Blocks."""

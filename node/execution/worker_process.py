@@ -30,6 +30,7 @@ from node.execution.frames import (
     Setup,
     Step,
     ToWorker,
+    Unloaded,
     decode_from_worker,
     encode_frame,
     frame_length,
@@ -38,7 +39,7 @@ from node.execution.interface import Piece
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Loaded | Prepared | Measured
+Answer: TypeAlias = Loaded | Unloaded | Prepared | Measured
 Event: TypeAlias = Answer | Piece | ExecutionError
 
 MODULE: Final = "node.execution.engine.worker"
@@ -225,7 +226,7 @@ class WorkerProcess:
             case Failed(request=request, code=code, message=message):
                 kind = JobRefusedError if code in _REFUSALS else ExecutionError
                 self._deliver_event(request, kind(message, code=code))
-            case Loaded() | Prepared() | Measured():
+            case Loaded() | Unloaded() | Prepared() | Measured():
                 self._deliver_event(frame.request, frame)
             case _:
                 raise ValueError(f"unexpected {type(frame).__name__}")

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from node.errors import JobRefusedError, WorkerDiedError
+from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
 from protocol.task import FinishReason, GenerateInput, Sampling, unpack_tokens
 from protocol.units import ModelId
@@ -111,6 +111,12 @@ class ScriptedWorkers:
                 profile="scripted; fp32",
             ),
         )
+
+    async def load(self, model_id: ModelId) -> ServedModel:
+        return next(model for model in self.models() if model.model_id == model_id)
+
+    async def unload(self, model_id: ModelId) -> None:
+        raise ExecutionError("the scripted model stays", code="model_busy")
 
     async def prepare(
         self,

@@ -1,4 +1,12 @@
-from node.execution.memory_plan import FIXED_BYTES, device_budget, fit_slots, kv_bytes_per_token, plan_model
+from node.execution.memory_plan import (
+    CONTEXT_TOKENS_MIN,
+    FIXED_BYTES,
+    device_budget,
+    fit_context,
+    fit_slots,
+    kv_bytes_per_token,
+    plan_model,
+)
 from node.execution.shape import LlamaShape
 
 SMOLLM2 = LlamaShape(
@@ -54,3 +62,18 @@ def test_budget_is_what_is_free_and_allowed_less_what_torch_takes() -> None:
         == 5 * gib - FIXED_BYTES["cuda"]
     )
     assert device_budget("cpu", total_bytes=gib, free_bytes=1, percent=90) == 0
+    assert (
+        device_budget("cpu", total_bytes=10 * gib, free_bytes=10 * gib, percent=90, bytes_max=gib)
+        == gib - FIXED_BYTES["cpu"]
+    )
+
+
+def test_plan_gives_up_slots_and_then_context_before_it_gives_up_the_model() -> None:
+    beside = PLAN.weights_bytes + PLAN.working_bytes
+    assert fit_context(PLAN, PLAN.total_bytes) == PLAN
+    half = fit_context(PLAN, beside + 512 * 23_040 + 23_039)
+    assert half is not None and (half.slots, half.context_tokens) == (1, 512)
+    assert half.total_bytes == beside + 512 * 23_040
+    least = fit_context(PLAN, beside + CONTEXT_TOKENS_MIN * 23_040)
+    assert least is not None and least.context_tokens == CONTEXT_TOKENS_MIN
+    assert fit_context(PLAN, beside + CONTEXT_TOKENS_MIN * 23_040 - 1) is None

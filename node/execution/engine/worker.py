@@ -20,7 +20,7 @@ import torch
 from node.errors import ExecutionError, NodeError
 from node.execution.engine.measure import decode_tokens_per_s_milli, matmul_gflops, read_mb_per_s
 from node.execution.engine.served import HeldPrompt, ServedModel, load_served
-from node.execution.engine.torch_device import describe_device, open_device
+from node.execution.engine.torch_device import describe_device, give_back_memory, open_device
 from node.execution.frames import (
     LENGTH_BYTES,
     Cancel,
@@ -36,6 +36,8 @@ from node.execution.frames import (
     Start,
     Step,
     ToWorker,
+    Unload,
+    Unloaded,
     decode_to_worker,
     encode_frame,
     frame_length,
@@ -45,7 +47,7 @@ _PR_SET_PDEATHSIG: Final = 1
 EXIT_FAULT: Final = 1
 EXIT_ORPHAN: Final = 3
 
-Work: TypeAlias = Load | HeldPrompt | Start | Cancel | Measure
+Work: TypeAlias = Load | Unload | HeldPrompt | Start | Cancel | Measure
 
 
 class Link:
@@ -100,23 +102,30 @@ class Worker:
     def run(self) -> None:
         """Step every model that has something to do; wait only when none has."""
         while True:
-            busy = [served for served in self._models.values() if not served.engine.idle]
-            if not busy:
+            if all(served.engine.idle for served in self._models.values()):
                 self._handle(self.inbox.get())
             while not self.inbox.empty():
                 self._handle(self.inbox.get())
-            for served in busy:
-                # Sent without pieces too: a long prompt is a sign of life for each of its chunks.
-                pieces = tuple(served.step())
-                for piece in pieces:
-                    if piece.finish is not None:
-                        self._owner.pop(piece.request, None)
-                self._link.send(Step(pieces=pieces))
+            self._step()
+
+    def _step(self) -> None:
+        # In a function of its own: a name that lives on would keep an unloaded model's memory.
+        for served in self._models.values():
+            if served.engine.idle:
+                continue
+            # Sent without pieces too: a long prompt is a sign of life for each of its chunks.
+            pieces = tuple(served.step())
+            for piece in pieces:
+                if piece.finish is not None:
+                    self._owner.pop(piece.request, None)
+            self._link.send(Step(pieces=pieces))
 
     def _handle(self, work: Work) -> None:
         match work:
             case Load():
                 self._load(work)
+            case Unload():
+                self._unload(work)
             case HeldPrompt():
                 self._held[work.request] = work
             case Start():
@@ -138,6 +147,17 @@ class Worker:
             self._link.send(Failed(request=load.request, code="load", message=message))
         else:
             self._link.send(Loaded(request=load.request))
+
+    def _unload(self, frame: Unload) -> None:
+        served = self._models.get(frame.model)
+        is_held = any(held.model == frame.model for held in self._held.values())
+        if is_held or (served is not None and not served.engine.idle):
+            self._link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
+            return
+        self._models.pop(frame.model, None)
+        del served
+        give_back_memory(self._device)
+        self._link.send(Unloaded(request=frame.request))
 
     def _prepare(self, frame: Prepare) -> None:
         served = self._models.get(frame.model)

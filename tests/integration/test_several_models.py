@@ -1,0 +1,134 @@
+"""Several models on one device that holds only one of them at a time: loaded on demand, unloaded by age."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import trio
+
+from node.config import WorkerSection
+from node.errors import ExecutionError, JobRefusedError
+from node.execution.memory_plan import FIXED_BYTES, MemoryPlan, plan_model
+from node.execution.pool import WorkerPool
+from node.execution.shape import read_shape
+from node.models.store import ModelStore
+from protocol.task import GenerateInput
+from protocol.units import ModelId
+from tests.execution.tiny_model import write_tiny_model
+from tests.integration.test_worker_pool import answer, text_of
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+CONTEXT_TOKENS = 128
+StartPool = Callable[..., Awaitable[WorkerPool]]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    folder = tmp_path_factory.mktemp("models")
+    made = ModelStore(folder / "store")
+    for seed, name in ((1, "one"), (2, "two"), (3, "three")):
+        made.add_folder(write_tiny_model(folder / name, seed=seed), name)
+    return made
+
+
+def plan_of(store: ModelStore, name: str) -> MemoryPlan:
+    """One slot of the model ``name``."""
+    model = store.find(name)
+    return plan_model(
+        read_shape(model.folder),
+        model.parameters,
+        dtype="fp32",
+        slots=1,
+        context_tokens=CONTEXT_TOKENS,
+        prefill_tokens=128,
+    )
+
+
+@pytest.fixture
+async def start(store: ModelStore, nursery: trio.Nursery) -> AsyncIterator[StartPool]:
+    async def start_pool(models_that_fit: int, *, pinned: tuple[str, ...] = ()) -> WorkerPool:
+        memory_bytes_max = FIXED_BYTES["cpu"] + models_that_fit * plan_of(store, "one").total_bytes
+        config = WorkerSection(
+            devices="cpu",
+            dtype="fp32",
+            threads=1,
+            slots=1,
+            context_tokens_max=CONTEXT_TOKENS,
+            memory_bytes_max=memory_bytes_max,
+            pinned=pinned,
+        )
+        pool = WorkerPool(config, store, ("*",))
+        with trio.fail_after(60):
+            await nursery.start(pool.run)
+        return pool
+
+    yield start_pool
+    nursery.cancel_scope.cancel()
+
+
+def loaded(pool: WorkerPool) -> set[str]:
+    return {model.name for model in pool.models() if model.is_loaded}
+
+
+async def test_model_is_loaded_on_demand_and_the_longest_unused_leaves(
+    start: StartPool, store: ModelStore
+) -> None:
+    pool = await start(2)
+    assert {model.name for model in pool.models()} == {"one", "two", "three"}
+    assert len(loaded(pool)) == 2
+    ids = {name: store.find(name).model_id for name in ("one", "two", "three")}
+    said: dict[str, set[str]] = {name: set() for name in ids}
+    for turn, name in enumerate(("one", "two", "three", "one", "three", "two")):
+        said[name].add(text_of(await answer(pool, f"{turn}", ids[name], GenerateInput(prompt="ab"))))
+        assert name in loaded(pool) and len(loaded(pool)) == 2
+    assert loaded(pool) == {"two", "three"}
+    # Never another model than asked: each said one thing, whatever lay there before, and no two the same.
+    assert [len(texts) for texts in said.values()] == [1, 1, 1]
+    assert len(set.union(*said.values())) == 3
+
+
+async def test_model_with_a_job_or_a_pin_is_never_unloaded(start: StartPool, store: ModelStore) -> None:
+    pool = await start(2, pinned=("three",))
+    one, two = store.find("one").model_id, store.find("two").model_id
+    assert "three" in loaded(pool)
+    held = await pool.prepare("held", one, GenerateInput(prompt="ab"), 8)
+    with pytest.raises(ExecutionError) as refused:
+        await pool.prepare("k", two, GenerateInput(prompt="ab"), 8)
+    assert refused.value.code == "model_busy"
+    with pytest.raises(ExecutionError) as refused:
+        await pool.unload(one)
+    assert refused.value.code == "model_busy"
+    await pool.release(held)
+    await answer(pool, "k", two, GenerateInput(prompt="ab"))
+    assert loaded(pool) == {"two", "three"}
+
+
+async def test_operator_unloads_and_loads_a_model_by_its_id(start: StartPool, store: ModelStore) -> None:
+    pool = await start(1)
+    one = store.find("one").model_id
+    await pool.unload(one)
+    assert {model.name for model in pool.models()} == {"two", "three"}
+    with pytest.raises(JobRefusedError, match="it serves three, two"):
+        await pool.prepare("k", one, GenerateInput(prompt="ab"), 8)
+    assert (await pool.load(one)).name == "one"
+    assert loaded(pool) == {"one"}
+    assert text_of(await answer(pool, "k", one, GenerateInput(prompt="ab")))
+    for ask in (pool.load, pool.unload):
+        with pytest.raises(JobRefusedError) as refused:
+            await ask(ModelId(b"?" * 32))
+        assert refused.value.code == "model_unknown"
+
+
+async def test_load_whose_caller_gave_up_is_in_the_books_all_the_same(start: StartPool, store: ModelStore) -> None:
+    pool = await start(1)
+    (before,) = loaded(pool)
+    wanted = next(name for name in ("one", "two", "three") if name != before)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.load, store.find(wanted).model_id)
+            while before in loaded(pool):
+                await trio.lowlevel.checkpoint()
+            scope.cancel()
+    assert loaded(pool) in (set(), {wanted})
+    assert text_of(await answer(pool, "k", store.find(before).model_id, GenerateInput(prompt="ab")))
+    assert loaded(pool) == {before}
