@@ -12,6 +12,7 @@ from node.api.guard import Guard
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
 from node.api.openai import openai_routes
+from node.api.openapi import openapi_route
 from node.api.services import Services
 from node.errors import NodeError
 
@@ -21,13 +22,14 @@ CLIENT_CLOSED = 499
 
 def make_app(services: Services) -> ASGIApp:
     """Return the app that ``node.api.server.serve_app`` serves."""
+    routes = [
+        *openai_routes(services),
+        *control_routes(services),
+        *job_routes(services),
+        *ledger_routes(services),
+    ]
     app = Starlette(
-        routes=[
-            *openai_routes(services),
-            *control_routes(services),
-            *job_routes(services),
-            *ledger_routes(services),
-        ],
+        routes=[openapi_route(routes), *routes],
         exception_handlers={
             HTTPException: _on_http_error,
             ClientGoneError: _on_client_gone,

@@ -3,16 +3,14 @@
 import re
 from typing import Final
 
-import msgspec
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from node.api.answers import json_response
-from node.api.bodies import to_bad_request
 from node.api.errors import ApiError, bad_request
-from node.api.intake import read_body, run_unless_gone
+from node.api.intake import run_unless_gone
+from node.api.operations import Operation, Says, get, post, read_json, read_query
 from node.api.services import Services
 from node.api.views import (
     AdvertAnswer,
@@ -25,35 +23,55 @@ from node.api.views import (
     PeersAnswer,
     ReadyAnswer,
     ReceiptsAnswer,
+    ReceiptsQuery,
+    StatusView,
 )
 from protocol.identity import peer_id_to_text
 
-RECEIPTS_DEFAULT: Final = 50
-RECEIPTS_MAX: Final = 1000
-
 _CONTRACT_PREFIX: Final = re.compile(r"[0-9a-fA-F]{4,64}")
-_connect_request = msgspec.json.Decoder(ConnectRequest)
 
 
-def control_routes(services: Services) -> list[Route]:
+def control_routes(services: Services) -> list[Operation]:
     """Return the probes and the routes under ``/api/v1``."""
     control = Control(services)
-    views = [
-        ("/healthz", control.health),
-        ("/readyz", control.ready),
-        ("/metrics", control.metrics),
-        ("/api/v1/status", control.status),
-        ("/api/v1/peers", control.peers),
-        ("/api/v1/models", control.models),
-        ("/api/v1/devices", control.devices),
-        ("/api/v1/advert", control.advert),
-        ("/api/v1/receipts", control.receipts),
-        ("/api/v1/receipts/{contract}", control.bundle),
-    ]
-    acts = [("/api/v1/connect", control.connect), ("/api/v1/shutdown", control.shutdown)]
     return [
-        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in views),
-        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in acts),
+        get(
+            "/healthz",
+            control.health,
+            Says(about="Answer while we live.", answer=HealthAnswer, is_open=True),
+        ),
+        get(
+            "/readyz",
+            control.ready,
+            Says(
+                about="Tell whether this node is ready for work, each check with ok or the reason why not.",
+                answer=ReadyAnswer,
+                also={503: "A check is not ok."},
+                is_open=True,
+            ),
+        ),
+        get("/metrics", control.metrics, Says(about="Show all counts to Prometheus.", text=True)),
+        get("/api/v1/status", control.status, Says(about="Show this node.", answer=StatusView)),
+        get("/api/v1/peers", control.peers, Says(about="List peers: connected, advertised.", answer=PeersAnswer)),
+        get("/api/v1/models", control.models, Says(about="List the network's models.", answer=ModelsAnswer)),
+        get("/api/v1/devices", control.devices, Says(about="List this node's devices.", answer=DevicesAnswer)),
+        get("/api/v1/advert", control.advert, Says(about="Show what others see of us.", answer=AdvertAnswer)),
+        get(
+            "/api/v1/receipts",
+            control.receipts,
+            Says(about="List contracts, the latest first.", answer=ReceiptsAnswer, query=ReceiptsQuery),
+        ),
+        get(
+            "/api/v1/receipts/{contract}",
+            control.bundle,
+            Says(about="Show the evidence of one contract, named by the start of its id.", answer=BundleAnswer),
+        ),
+        post(
+            "/api/v1/connect",
+            control.connect,
+            Says(about="Dial a multiaddr.", body=ConnectRequest, answer=ConnectAnswer),
+        ),
+        post("/api/v1/shutdown", control.shutdown, Says(about="Stop the daemon.", status=202)),
     ]
 
 
@@ -92,10 +110,8 @@ class Control:
         return json_response(AdvertAnswer(advert=self._view.advert()))
 
     async def receipts(self, request: Request) -> Response:
-        text = request.query_params.get("limit", str(RECEIPTS_DEFAULT))
-        if not re.fullmatch(r"[0-9]{1,4}", text) or not 1 <= int(text) <= RECEIPTS_MAX:
-            raise bad_request(f"expected a limit of 1 to {RECEIPTS_MAX}, got {text[:32]!r}", param="limit")
-        return json_response(ReceiptsAnswer(receipts=tuple(await self._view.receipts(int(text)))))
+        limit = read_query(request, ReceiptsQuery).limit
+        return json_response(ReceiptsAnswer(receipts=tuple(await self._view.receipts(limit))))
 
     async def bundle(self, request: Request) -> Response:
         prefix = request.path_params["contract"]
@@ -112,11 +128,7 @@ class Control:
         return json_response(BundleAnswer(bundle=bundle))
 
     async def connect(self, request: Request) -> Response:
-        body = await read_body(request.receive)
-        try:
-            address = _connect_request.decode(body).address
-        except (msgspec.MsgspecError, UnicodeError) as exc:
-            raise to_bad_request(exc) from exc
+        address = (await read_json(request, ConnectRequest)).address
 
         async def dial() -> Response:
             return json_response(ConnectAnswer(peer_id=peer_id_to_text(await self._services.connect(address))))

@@ -32,31 +32,21 @@ DISK_RETRY_S: Final = 15
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
-class Available(msgspec.Struct, frozen=True):
-    """The models that could have been asked for."""
-
-    available: tuple[str, ...]
-
-
 class RefusalView(msgspec.Struct, frozen=True):
     peer: str
     code: str
     message: str
 
 
-class Refusals(msgspec.Struct, frozen=True):
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What the market adds to some errors."""
+
+    available: tuple[str, ...] | UnsetType = UNSET
+    """The models that could have been asked for."""
+    refusals: tuple[RefusalView, ...] | UnsetType = UNSET
     """Why each candidate did not take the job."""
-
-    refusals: tuple[RefusalView, ...]
-
-
-class Cause(msgspec.Struct, frozen=True):
+    cause: str | UnsetType = UNSET
     """The provider's own word for its failure."""
-
-    cause: str
-
-
-ErrorDetail = Available | Refusals | Cause
 
 
 class ErrorBody(msgspec.Struct, frozen=True):
@@ -119,7 +109,7 @@ def bad_request(message: str, *, param: str | None, code: str = "invalid_value")
 def unknown_model(exc: UnknownModelError) -> ApiError:
     """Return the answer to a request for a model that nobody known has, or not this node."""
     return ApiError(
-        str(exc), status=404, code="model_not_found", param="model", souk=Available(available=exc.available)
+        str(exc), status=404, code="model_not_found", param="model", souk=ErrorDetail(available=exc.available)
     )
 
 
@@ -138,7 +128,7 @@ def to_api_error(exc: NodeError) -> ApiError:
                 status=503,
                 code="no_capacity",
                 retry_after_s=CAPACITY_RETRY_S,
-                souk=Refusals(refusals=tuple(_refusal(refusal) for refusal in exc.refusals)),
+                souk=ErrorDetail(refusals=tuple(_refusal(refusal) for refusal in exc.refusals)),
             )
         case PromptTooLongError():
             return bad_request(str(exc), param="messages", code="context_length_exceeded")
@@ -148,7 +138,7 @@ def to_api_error(exc: NodeError) -> ApiError:
             # Not 409, which SDKs try again by themselves.
             return ApiError(str(exc), status=410, code="cancelled")
         case JobFailedError():
-            return ApiError(str(exc), status=502, code="peer_failed", souk=Cause(cause=exc.code))
+            return ApiError(str(exc), status=502, code="peer_failed", souk=ErrorDetail(cause=exc.code))
         case OrderError():
             return ApiError(str(exc), status=502, code="peer_failed")
         case LedgerDiskError():

@@ -6,16 +6,23 @@ Nothing shown here holds a prompt or an answer: the journal that it comes from n
 import re
 from typing import Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from node.api.answers import json_response
-from node.api.bodies import to_bad_request
 from node.api.errors import ApiError, bad_request
-from node.api.intake import read_body, run_unless_gone
-from node.api.job_views import CancelAnswer, JobTrace, QuoteRequest, QuotesAnswer, quote_view
+from node.api.intake import run_unless_gone
+from node.api.job_views import (
+    CancelAnswer,
+    JobsQuery,
+    JobTrace,
+    QuoteRequest,
+    QuotesAnswer,
+    WhyJobAnswer,
+    WhyNodeAnswer,
+    quote_view,
+)
+from node.api.operations import Operation, Says, get, post, read_json, read_query
 from node.api.services import Services
 from node.api.views import JobsAnswer
 from node.api.why_job import why_job
@@ -23,26 +30,28 @@ from node.api.why_node import why_node
 from node.market.quotes import Enquiry
 from protocol.units import JobId
 
-JOBS_DEFAULT: Final = 50
-JOBS_MAX: Final = 1000
 _ID_PREFIX: Final = re.compile(r"[0-9a-fA-F]{4,64}")
-_quote_request = msgspec.json.Decoder(QuoteRequest)
-_ROLES: Final = ("requester", "provider", "local")
 
 
-def job_routes(services: Services) -> list[Route]:
+def job_routes(services: Services) -> list[Operation]:
     """Return the routes under ``/api/v1/jobs``, and ``/api/v1/why``."""
     jobs = JobRoutes(services)
-    views = [
-        ("/api/v1/why", jobs.why_node),
-        ("/api/v1/jobs", jobs.list),
-        ("/api/v1/jobs/{job}", jobs.show),
-        ("/api/v1/jobs/{job}/why", jobs.why),
-    ]
-    acts = [("/api/v1/jobs/{job}/cancel", jobs.cancel), ("/api/v1/quote", jobs.quote)]
+    one = "/api/v1/jobs/{job}"
     return [
-        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in acts),
-        *(Route(path, endpoint, methods=["GET"]) for path, endpoint in views),
+        post(f"{one}/cancel", jobs.cancel, Says(about="End an order of ours.", answer=CancelAnswer)),
+        post(
+            "/api/v1/quote",
+            jobs.quote,
+            Says(about="Ask all peers for binding terms.", body=QuoteRequest, answer=QuotesAnswer),
+        ),
+        get(
+            "/api/v1/why",
+            jobs.why_node,
+            Says(about="Tell why nothing is sold or bought.", answer=WhyNodeAnswer),
+        ),
+        get("/api/v1/jobs", jobs.list, Says(about="List the newest jobs.", answer=JobsAnswer, query=JobsQuery)),
+        get(one, jobs.show, Says(about="Show a job, by the start of its id.", answer=JobTrace)),
+        get(f"{one}/why", jobs.why, Says(about="Tell why a job waits or failed.", answer=WhyJobAnswer)),
     ]
 
 
@@ -59,19 +68,14 @@ class JobRoutes:
 
     async def list(self, request: Request) -> Response:
         """Newest first; ``state`` is open, over or the name of one, ``role`` some of three, with commas."""
-        query = request.query_params
-        limit, role, state = query.get("limit", str(JOBS_DEFAULT)), query.get("role"), query.get("state")
-        if not re.fullmatch(r"[0-9]{1,4}", limit) or not 1 <= int(limit) <= JOBS_MAX:
-            raise bad_request(f"expected a limit of 1 to {JOBS_MAX}, got {limit[:32]!r}", param="limit")
-        roles = _ROLES if role is None else tuple(role.split(","))
-        if not set(roles) <= set(_ROLES):
-            raise bad_request(f"expected some of {','.join(_ROLES)}, got {str(role)[:64]!r}", param="role")
+        wanted = read_query(request, JobsQuery)
+        roles = wanted.role.split(",")
         found = [
             job
             for job in self._view.jobs()
-            if job.role in roles and state in (None, job.state, "open" if job.ended_ms is None else "over")
+            if job.role in roles and wanted.state in (None, job.state, "open" if job.ended_ms is None else "over")
         ]
-        return json_response(JobsAnswer(jobs=tuple(found[: int(limit)])))
+        return json_response(JobsAnswer(jobs=tuple(found[: wanted.limit])))
 
     async def show(self, request: Request) -> Response:
         return json_response(self._find(request))
@@ -94,10 +98,7 @@ class JobRoutes:
 
     async def quote(self, request: Request) -> Response:
         """Ask every peer with a model for binding terms; nothing is bought."""
-        try:
-            wanted = _quote_request.decode(await read_body(request.receive))
-        except (msgspec.MsgspecError, UnicodeError) as exc:
-            raise to_bad_request(exc) from exc
+        wanted = await read_json(request, QuoteRequest)
         enquiry = Enquiry(model=wanted.model, tokens_in=wanted.prompt_tokens, tokens_out_max=wanted.max_tokens)
 
         async def ask() -> Response:

@@ -1,6 +1,6 @@
 """What the control API shows of jobs: their list, one timeline, and why; made from the market's journal."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,6 +12,8 @@ from node.market.quotes import Offered, QuoteReply
 from protocol.identity import peer_id_to_text
 from protocol.limits import TOKENS_MAX
 from protocol.units import PeerId
+
+_ROLE: Final = "(requester|provider|local)"
 
 
 class StepView(View, frozen=True, kw_only=True, omit_defaults=True):
@@ -70,6 +72,14 @@ class WhyJobAnswer(View, frozen=True, kw_only=True):
 class CancelAnswer(View, frozen=True, kw_only=True):
     schema: int = 1
     job: JobView
+
+
+class JobsQuery(msgspec.Struct, frozen=True, kw_only=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
+    role: Annotated[str, Meta(pattern=f"^{_ROLE}(,{_ROLE})*$", max_length=64)] = "requester,provider,local"
+    """Some of three, with commas."""
+    state: Annotated[str, Meta(max_length=32)] | None = None
+    """``open``, ``over`` or the name of one."""
 
 
 class QuoteRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

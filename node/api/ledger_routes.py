@@ -1,20 +1,25 @@
 """The control routes of the ledger: accounts, entries, the audit, proofs of equivocation, and settlement."""
 
-import re
 from typing import Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from node.api.answers import json_response
-from node.api.bodies import to_bad_request
 from node.api.errors import ApiError, bad_request
-from node.api.intake import read_body, run_unless_gone
+from node.api.intake import run_unless_gone
 from node.api.ledger_views import (
+    AuditAnswer,
+    EntriesAnswer,
+    EntriesQuery,
+    LedgerAnswer,
     PeerAccountAnswer,
+    ProofsAnswer,
+    SettleAnswer,
+    SettlementAnswer,
     SettleRequest,
+    StatementsAnswer,
+    StatementsQuery,
     audit_answer,
     entries_answer,
     ledger_answer,
@@ -24,6 +29,7 @@ from node.api.ledger_views import (
     settlement_answer,
     statements_answer,
 )
+from node.api.operations import Operation, Says, get, post, read_json, read_query
 from node.api.services import Services
 from protocol.errors import RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted
@@ -33,24 +39,38 @@ PAGE_ENTRIES: Final = 500
 PROOFS_MAX: Final = 1000
 STATEMENTS_MAX: Final = 500
 
-_settle_request = msgspec.json.Decoder(SettleRequest)
 
-
-def ledger_routes(services: Services) -> list[Route]:
+def ledger_routes(services: Services) -> list[Operation]:
     """Return the routes under ``/api/v1/ledger`` and ``/api/v1/proofs``."""
     routes = LedgerRoutes(services)
+    root = "/api/v1/ledger"
     # The fixed names come first: a peer id is none of them.
-    paths = [
-        ("/api/v1/ledger", routes.accounts),
-        ("/api/v1/ledger/audit", routes.audit),
-        ("/api/v1/ledger/entries", routes.entries),
-        ("/api/v1/ledger/statements", routes.statements),
-        ("/api/v1/ledger/statements/{peer}", routes.settlement),
-        ("/api/v1/ledger/{peer}", routes.account),
-        ("/api/v1/proofs", routes.proofs),
+    return [
+        post(
+            f"{root}/settle",
+            routes.settle,
+            Says(about="Settle with a peer.", body=SettleRequest, answer=SettleAnswer),
+        ),
+        get(root, routes.accounts, Says(about="Show the accounts of all peers.", answer=LedgerAnswer)),
+        get(f"{root}/audit", routes.audit, Says(about="Check the ledger against itself.", answer=AuditAnswer)),
+        get(
+            f"{root}/entries",
+            routes.entries,
+            Says(about="Page through the signed messages.", answer=EntriesAnswer, query=EntriesQuery),
+        ),
+        get(
+            f"{root}/statements",
+            routes.statements,
+            Says(about="List statements, the latest first.", answer=StatementsAnswer, query=StatementsQuery),
+        ),
+        get(
+            f"{root}/statements/{{peer}}",
+            routes.settlement,
+            Says(about="Show the evidence of the last statement with a peer.", answer=SettlementAnswer),
+        ),
+        get(f"{root}/{{peer}}", routes.account, Says(about="Show one peer's account.", answer=PeerAccountAnswer)),
+        get("/api/v1/proofs", routes.proofs, Says(about="List proofs of equivocation.", answer=ProofsAnswer)),
     ]
-    settle = Route("/api/v1/ledger/settle", routes.settle, methods=["POST"])
-    return [settle, *(Route(path, endpoint, methods=["GET"]) for path, endpoint in paths)]
 
 
 class LedgerRoutes:
@@ -79,10 +99,8 @@ class LedgerRoutes:
         )
 
     async def entries(self, request: Request) -> Response:
-        text = request.query_params.get("after", "0")
-        if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise bad_request(f"expected the number of an entry, got {text[:32]!r}", param="after")
-        return json_response(entries_answer(await self._view.books().entries_after(int(text), PAGE_ENTRIES)))
+        after = read_query(request, EntriesQuery).after
+        return json_response(entries_answer(await self._view.books().entries_after(after, PAGE_ENTRIES)))
 
     async def audit(self, request: Request) -> Response:
         return await run_unless_gone(request.receive, self._audit)
@@ -95,7 +113,7 @@ class LedgerRoutes:
         return json_response(proofs_answer(count, newest))
 
     async def statements(self, request: Request) -> Response:
-        text = request.query_params.get("peer")
+        text = read_query(request, StatementsQuery).peer
         peer_id = None if text is None else _peer_id(text)
         return json_response(statements_answer(await self._view.books().statements(peer_id, STATEMENTS_MAX)))
 
@@ -112,10 +130,7 @@ class LedgerRoutes:
         return json_response(settlement_answer(found))
 
     async def settle(self, request: Request) -> Response:
-        try:
-            wanted = _settle_request.decode(await read_body(request.receive))
-        except (msgspec.MsgspecError, UnicodeError) as exc:
-            raise to_bad_request(exc) from exc
+        wanted = await read_json(request, SettleRequest)
         peer_id = _peer_id(wanted.peer_id, param="peer_id")
         # A client that leaves does not cut it off: what was begun is signed, and bounded in time by itself.
         return json_response(settle_answer(await self._settle(peer_id, Microcredits(wanted.amount_microcredits))))

@@ -4,12 +4,12 @@ Keys are added, never renamed or removed, as in ``views.py``.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
-from node.api.views import Json, View
+from node.api.views import View
 from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
@@ -94,7 +94,7 @@ class ProofView(View, frozen=True, kw_only=True):
     kind: str
     message_ids: tuple[str, ...]
     at_ms: int
-    proof: dict[str, Json]
+    proof: dict[str, Any]  # Any: JSON, its form is the protocol's
     """What ``souk receipts verify`` reads."""
 
 
@@ -125,8 +125,17 @@ class StatementsAnswer(View, frozen=True, kw_only=True):
 
 class SettlementAnswer(View, frozen=True, kw_only=True):
     schema: int = 1
-    bundle: dict[str, Json]
+    bundle: dict[str, Any]  # Any: as a proof's
     """What ``souk receipts verify`` reads."""
+
+
+class EntriesQuery(View, frozen=True, kw_only=True):
+    after: Annotated[int, Meta(ge=0, lt=10**18)] = 0
+    """The number of the last entry that is known."""
+
+
+class StatementsQuery(View, frozen=True, kw_only=True):
+    peer: str | None = None
 
 
 class SettleRequest(View, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -2,14 +2,23 @@
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from node.api.answers import json_response
-from node.api.bodies import ModelEntry, ModelList, ModelSouk
+from node.api.bodies import (
+    ChatRequest,
+    Chunk,
+    Completion,
+    ModelEntry,
+    ModelList,
+    ModelSouk,
+    TextAnswer,
+    TextRequest,
+)
 from node.api.dialects import ChatDialect, Dialect, Head, TextDialect
 from node.api.errors import ClientGoneError, bad_request, unknown_model
 from node.api.intake import Admission, read_body
+from node.api.operations import Operation, Says, get, post
 from node.api.orders import to_order
 from node.api.relay import StreamedAnswer, WholeAnswer, run_order
 from node.api.services import Services
@@ -19,7 +28,7 @@ from node.errors import NodeError
 from node.market.order import Order, PromptTooLongError, UnknownModelError
 
 
-def openai_routes(services: Services) -> list[Route]:
+def openai_routes(services: Services) -> list[Operation]:
     """Return the routes under ``/v1``."""
     admission = Admission(services.config.max_queue)
     chat = Completions(services, admission, ChatDialect())
@@ -37,11 +46,19 @@ def openai_routes(services: Services) -> list[Route]:
         raise unknown_model(UnknownModelError(wanted, tuple(view.name for view in known)))
 
     return [
-        Route("/v1/models", models),
+        get("/v1/models", models, Says(about="List the network's models.", answer=ModelList)),
         # Names of models may have slashes.
-        Route("/v1/models/{model:path}", model),
-        Route("/v1/chat/completions", chat, methods=["POST"]),
-        Route("/v1/completions", text, methods=["POST"]),
+        get("/v1/models/{model:path}", model, Says(about="Show one model.", answer=ModelEntry)),
+        post(
+            "/v1/chat/completions",
+            chat,
+            Says(about="Have a chat answered.", body=ChatRequest, answer=Completion, events=Chunk),
+        ),
+        post(
+            "/v1/completions",
+            text,
+            Says(about="Have a raw prompt continued.", body=TextRequest, answer=TextAnswer, events=TextAnswer),
+        ),
     ]
 
 

@@ -4,9 +4,10 @@ Whoever owns the facts fills these in; here stands only their form. Keys are add
 the CLI and people's scripts read them. Ids are whole: peers as ``12D3KooW…``, everything else as hex.
 """
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -161,7 +162,7 @@ class DevicesAnswer(View, frozen=True, kw_only=True):
 
 class AdvertAnswer(View, frozen=True, kw_only=True):
     schema: int = 1
-    advert: dict[str, Json] | None
+    advert: dict[str, Any] | None  # Any: JSON, its form is the protocol's
 
 
 class ReceiptsAnswer(View, frozen=True, kw_only=True):
@@ -177,6 +178,10 @@ class BundleAnswer(View, frozen=True, kw_only=True):
 class JobsAnswer(View, frozen=True, kw_only=True):
     schema: int = 1
     jobs: tuple[JobView, ...]
+
+
+class ReceiptsQuery(View, frozen=True, kw_only=True):
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 50
 
 
 class HealthAnswer(View, frozen=True, kw_only=True):

@@ -395,16 +395,21 @@ def scrape_of(metrics: Metrics) -> Callable[[str], Awaitable[tuple[bytes, str]]]
     return scrape
 
 
-async def serve_node(
-    nursery: trio.Nursery, market: ScriptedMarket | None = None, *, config: ApiSection | None = None
-) -> Node:
-    """Start the real server on a free port, with fakes behind it."""
-    market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
-    services = Services(
+def fake_services(
+    market: ScriptedMarket | None = None,
+    *,
+    view: FixedView | None = None,
+    dialler: Dialler | None = None,
+    metrics: Metrics | None = None,
+    config: ApiSection | None = None,
+) -> Services:
+    """Return all that an API is given, made of fakes."""
+    dialler, metrics = dialler or Dialler(), metrics or Metrics()
+    return Services(
         config=config or ApiSection(),
         token=TOKEN,
-        market=market,
-        view=view,
+        market=market or ScriptedMarket(),
+        view=view or FixedView(),
         connect=dialler.connect,
         quotes=dialler.quotes,
         settle=dialler.settle,
@@ -414,6 +419,14 @@ async def serve_node(
         metrics=metrics,
         scrape=scrape_of(metrics),
     )
+
+
+async def serve_node(
+    nursery: trio.Nursery, market: ScriptedMarket | None = None, *, config: ApiSection | None = None
+) -> Node:
+    """Start the real server on a free port, with fakes behind it."""
+    market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
+    services = fake_services(market, view=view, dialler=dialler, metrics=metrics, config=config)
     scope, ended = trio.CancelScope(), trio.Event()
 
     async def serve(task_status: trio.TaskStatus[str]) -> None:
