@@ -49,6 +49,10 @@ class ModelError(NodeError):
     """A model file or manifest was refused."""
 
 
+class ModelKeptError(ModelError):
+    """A model stays in the store: it is pinned, or a daemon serves it."""
+
+
 class ExecutionError(NodeError):
     """A job could not run; ``code`` is a fixed word for machines."""
 

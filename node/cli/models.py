@@ -116,7 +116,7 @@ def _describe(model: "StoredModel") -> dict[str, object]:
         "context_tokens": model.manifest.context_tokens,
         "parameters": model.parameters,
         "size_bytes": sum(file.size for file in model.manifest.files),
-        "source": model.manifest.source,
+        "source": model.about.source,
     }
 
 

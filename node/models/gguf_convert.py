@@ -5,14 +5,18 @@ Needs numpy, gguf, safetensors and tokenizers, which are imported when a file is
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
 from node.errors import ModelError
+from node.models.manifest import WEIGHTS_NAME
 
-_MAGIC: Final = b"GGUF"
+ARCHITECTURES: Final = ("llama",)
 _TOKEN_TYPE_CONTROL: Final = 3
 _PRETOKENIZERS: Final = ("smollm", "gpt-2", "default")
+_BYTES_OF_FLOAT16: Final = 2
+_ROPE_THETA_DEFAULT: Final = 10_000.0
 
 _TOP: Final = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -37,67 +41,99 @@ Fields = dict[str, Any]  # Any: GGUF metadata holds integers, floats, texts and 
 def convert_gguf(source: Path, target: Path) -> None:
     """Write ``model.safetensors`` (float16), ``config.json`` and the tokenizer's files into ``target``.
 
+    The header of ``source`` was checked by ``gguf_check.py``. One tensor is in memory at a time.
+
     Raises:
-        ModelError: not GGUF, another architecture, or a tokenizer or tensor type that is not known here.
+        ModelError: another architecture, an unknown tokenizer or type of tensor, or a full disk.
     """
-    try:
-        with source.open("rb") as file:
-            magic = file.read(4)
-    except OSError as exc:
-        raise ModelError(f"{source.name}: cannot be read: {exc}") from exc
-    if magic != _MAGIC:
-        raise ModelError(f"{source.name}: expected GGUF, got a file that starts with {magic!r}")
     from gguf import GGUFReader
 
     try:
         reader = GGUFReader(str(source))
         fields: Fields = {key: field.contents() for key, field in reader.fields.items()}
         _check(source.name, fields)
-        _write_weights(reader, fields, target / "model.safetensors")
         _write_json(target / "config.json", _config(reader, fields))
         _write_tokenizer(fields, target)
+        _write_weights(source.name, reader, fields, target / WEIGHTS_NAME)
     except ModelError:
         raise
+    except OSError as exc:
+        raise ModelError(f"{source.name}: cannot be read or written: {exc}") from exc
     # The reader indexes into a mapped file and raises whatever numpy or struct raise on damage.
-    except (KeyError, IndexError, ValueError, TypeError, NotImplementedError, OSError) as exc:
+    except (KeyError, IndexError, ValueError, TypeError, NotImplementedError, OverflowError) as exc:
         raise ModelError(
             f"{source.name}: expected a GGUF file of the Llama family, got one that is damaged, cut off or of an "
-            f"unknown version ({type(exc).__name__}); get it again and compare its checksum"
+            f"unknown version ({type(exc).__name__}: {exc}); get it again and compare its checksum"
         ) from exc
 
 
 def _check(name: str, fields: Fields) -> None:
     architecture = fields.get("general.architecture")
-    if architecture != "llama":
-        raise ModelError(f"{name}: expected architecture 'llama', got {architecture!r}")
+    if architecture not in ARCHITECTURES:
+        raise ModelError(
+            f"{name}: expected an architecture that is served here ({', '.join(ARCHITECTURES)}), "
+            f"got {architecture!r}; import the model's safetensors instead"
+        )
     if fields.get("tokenizer.ggml.model") != "gpt2":
         raise ModelError(
-            f"{name}: expected a byte-level BPE tokenizer, got {fields.get('tokenizer.ggml.model')!r}"
+            f"{name}: expected a byte-level BPE tokenizer, got {fields.get('tokenizer.ggml.model')!r}; "
+            f"import the model's safetensors instead, which come with their own tokenizer.json"
         )
     if fields.get("tokenizer.ggml.pre") not in _PRETOKENIZERS:
         raise ModelError(
             f"{name}: expected one of the pre-tokenizers {', '.join(_PRETOKENIZERS)}, "
-            f"got {fields.get('tokenizer.ggml.pre')!r}"
+            f"got {fields.get('tokenizer.ggml.pre')!r}; import the model's safetensors instead"
+        )
+    if scaled := [key for key in fields if key.startswith("llama.rope.scaling.")]:
+        raise ModelError(
+            f"{name}: expected plain rotary embedding, got {scaled[0]}; import its safetensors instead"
         )
 
 
-def _write_weights(reader: Any, fields: Fields, path: Path) -> None:  # Any: gguf has no types
+def _write_weights(name: str, reader: Any, fields: Fields, path: Path) -> None:  # Any: gguf has no types
+    """Write what ``safetensors.numpy.save_file`` would write, byte for byte, without holding all of it."""
+    tensors = sorted(((_tensor_name(name, tensor.name), tensor) for tensor in reader.tensors), key=lambda t: t[0])
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for called, tensor in tensors:
+        # GGUF names the innermost side first.
+        shape = [int(side) for side in reversed(tensor.shape)]
+        end = at + _BYTES_OF_FLOAT16 * math.prod(shape)
+        header[called] = {"dtype": "F16", "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("xb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for called, tensor in tensors:
+            file.write(_weight(name, called, tensor, fields))
+
+
+def _tensor_name(name: str, found: str) -> str:
+    if found in _TOP:
+        return _TOP[found]
+    match found.split("."):
+        case ["blk", layer, part, "weight"] if layer.isdecimal() and part in _LAYER:
+            return f"model.layers.{layer}.{_LAYER[part]}.weight"
+        case _:
+            raise ModelError(
+                f"{name}: tensor {found[:64]!r} is not one of a dense Llama; import its safetensors instead"
+            )
+
+
+def _weight(name: str, called: str, tensor: Any, fields: Fields) -> bytes:  # Any: gguf has no types
     import numpy as np
     from gguf.quants import dequantize
-    from safetensors.numpy import save_file
 
-    weights = {}
-    for tensor in reader.tensors:
-        weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        if tensor.name in _TOP:
-            name = _TOP[tensor.name]
-        else:
-            _, layer, part, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{_LAYER[part]}.weight"
-            if part in ("attn_q", "attn_k"):
-                weight = _undo_rope_order(weight, fields, part)
-        weights[name] = np.ascontiguousarray(weight.astype(np.float16))
-    save_file(weights, str(path), metadata={"format": "pt"})
+    weight = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+    for part in ("q", "k"):
+        if called.endswith(f".{part}_proj.weight"):
+            weight = _undo_rope_order(weight, fields, f"attn_{part}")
+    with np.errstate(over="ignore"):  # told below, with the name of the tensor
+        halves = np.ascontiguousarray(weight, dtype="<f2")
+    if not np.isfinite(halves).all():
+        raise ModelError(f"{name}: tensor {called!r}: expected numbers that float16 holds, got one beyond or none")
+    return halves.tobytes()
 
 
 def _undo_rope_order(weight: Any, fields: Fields, part: str) -> Any:  # Any: a numpy array of unknown shape
@@ -109,28 +145,31 @@ def _undo_rope_order(weight: Any, fields: Fields, part: str) -> Any:  # Any: a n
 
 
 def _config(reader: Any, fields: Fields) -> dict[str, object]:  # Any: gguf has no types
-    return {
+    heads = fields["llama.attention.head_count"]
+    hidden = fields["llama.embedding_length"]
+    config: dict[str, object] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": fields["llama.embedding_length"],
+        "hidden_size": hidden,
         "intermediate_size": fields["llama.feed_forward_length"],
         "num_hidden_layers": fields["llama.block_count"],
-        "num_attention_heads": fields["llama.attention.head_count"],
-        "num_key_value_heads": fields["llama.attention.head_count_kv"],
-        "head_dim": fields["llama.rope.dimension_count"],
+        "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads),
+        "head_dim": fields.get("llama.rope.dimension_count", hidden // heads),
         "max_position_embeddings": fields["llama.context_length"],
         "rms_norm_eps": fields["llama.attention.layer_norm_rms_epsilon"],
-        "rope_theta": fields["llama.rope.freq_base"],
-        "vocab_size": fields["llama.vocab_size"],
+        "rope_theta": fields.get("llama.rope.freq_base", _ROPE_THETA_DEFAULT),
+        "vocab_size": fields.get("llama.vocab_size", len(fields["tokenizer.ggml.tokens"])),
         "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in reader.tensors),
-        "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": fields["tokenizer.ggml.padding_token_id"],
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": fields.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
         "dtype": "float16",
     }
+    return _known(config)
 
 
 def _write_tokenizer(fields: Fields, target: Path) -> None:
@@ -151,15 +190,22 @@ def _write_tokenizer(fields: Fields, target: Path) -> None:
     ]
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(target / "tokenizer.json"))
-    settings = {
+    role_ids = {role: fields.get(f"tokenizer.ggml.{role}_token_id") for role in ("eos", "bos", "padding")}
+    roles = {role: None if index is None else tokens[index] for role, index in role_ids.items()}
+    settings: dict[str, object] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "chat_template": fields["tokenizer.chat_template"],
-        "eos_token": tokens[fields["tokenizer.ggml.eos_token_id"]],
-        "bos_token": tokens[fields["tokenizer.ggml.bos_token_id"]],
-        "pad_token": tokens[fields["tokenizer.ggml.padding_token_id"]],
+        "chat_template": fields.get("tokenizer.chat_template"),
+        "eos_token": roles["eos"],
+        "bos_token": roles["bos"],
+        "pad_token": roles["padding"],
         "model_max_length": fields["llama.context_length"],
     }
-    _write_json(target / "tokenizer_config.json", settings)
+    _write_json(target / "tokenizer_config.json", _known(settings))
+
+
+def _known(settings: dict[str, object]) -> dict[str, object]:
+    """Return the settings that the file gave."""
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def _write_json(path: Path, value: dict[str, object]) -> None:

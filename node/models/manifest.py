@@ -1,7 +1,8 @@
 """What a model is: its files by hash. The hash of the canonical manifest is the model's id on the network.
 
-Making and reading manifests lives here; files on disk are ``store.py``'s business. A manifest may come from
-another peer, so reading is strict and bounded.
+A manifest holds only what decides an answer, so that everybody who has the same files has the same id; how the
+owner calls a model and where it came from stand beside it (``stored.py``). Making and reading manifests lives
+here; files on disk do not. A manifest may come from another peer, so reading is strict and bounded.
 """
 
 import re
@@ -16,14 +17,21 @@ from protocol.errors import Reason, RemoteProtocolError
 from protocol.schema import Message, to_message_untrusted, to_plain
 from protocol.units import ModelId
 
-VERSION: Final = 1
-MANIFEST_BYTES_MAX: Final = 64 * 1024
+VERSION: Final = 2
+# Room for the chunk hashes of 250 GB.
+MANIFEST_BYTES_MAX: Final = 2 << 20
 FILES_MAX: Final = 128
+CHUNK_BYTES: Final = 4 << 20
+"""A transfer asks for chunks, checks each as it comes, and goes on after the last good one."""
+HASH_BYTES: Final = 32
 
+WEIGHTS_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
 # Nothing that can carry code: no pickle, no Python, no jit archive. Weights may be cut into numbered parts.
 ALLOWED_NAMES: Final = frozenset(
     {
-        "model.safetensors",
+        WEIGHTS_NAME,
+        INDEX_NAME,
         "config.json",
         "generation_config.json",
         "tokenizer.json",
@@ -32,26 +40,32 @@ ALLOWED_NAMES: Final = frozenset(
     }
 )
 REQUIRED_NAMES: Final = frozenset({"config.json", "tokenizer.json"})
-_WEIGHTS_PART: Final = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+_WEIGHTS_PART: Final = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _MODEL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class ModelFile(Message, frozen=True, kw_only=True):
     name: Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
     size: Annotated[int, Meta(ge=0, le=1 << 53)]
-    sha256: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    sha256: Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
+    chunks: Annotated[bytes, Meta(max_length=MANIFEST_BYTES_MAX)]
+    """The SHA-256 of every ``CHUNK_BYTES`` of the file, one after the other; the last chunk may be shorter."""
+
+    def __post_init__(self) -> None:
+        if len(self.chunks) != chunk_count(self.size) * HASH_BYTES:
+            raise ValueError(
+                f"expected {chunk_count(self.size)} chunk hashes for {self.size} bytes, "
+                f"got {len(self.chunks)} bytes of them"
+            )
 
 
 class Manifest(Message, frozen=True, kw_only=True):
-    """Everything that decides what a model answers, and where it came from."""
+    """Everything that decides what a model answers."""
 
     version: Annotated[int, Meta(ge=VERSION, le=VERSION)] = VERSION
-    name: Annotated[str, Meta(pattern=f"^{_MODEL_NAME.pattern}$")]
     task: Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
     architecture: Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
     context_tokens: Annotated[int, Meta(ge=1, le=limits.TOKENS_MAX)]
-    source: Annotated[str, Meta(max_length=limits.TEXT_BYTES_MAX)] = ""
-    """Where the weights were taken from and under which licence, for people."""
     files: Annotated[tuple[ModelFile, ...], Meta(min_length=1, max_length=FILES_MAX)]
 
     def __post_init__(self) -> None:
@@ -61,10 +75,25 @@ class Manifest(Message, frozen=True, kw_only=True):
         if refused := [name for name in names if not is_allowed_name(name)]:
             raise ValueError(f"expected only weights, configuration and tokenizer, got {refused[0]!r}")
 
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def chunk_count(size: int) -> int:
+    """Return in how many chunks a file of ``size`` bytes is hashed."""
+    return -(-size // CHUNK_BYTES)
+
+
+def part_of(name: str) -> tuple[int, int] | None:
+    """Return which part of how many a file of this name is, ``None`` when it is no part."""
+    match = _WEIGHTS_PART.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2]))
+
 
 def is_weights_name(name: str) -> bool:
     """Tell whether a file of this name holds weights."""
-    return name == "model.safetensors" or _WEIGHTS_PART.fullmatch(name) is not None
+    return name == WEIGHTS_NAME or part_of(name) is not None
 
 
 def is_allowed_name(name: str) -> bool:

@@ -6,83 +6,85 @@ is the hash of the manifest, so that importing twice makes one model. Loading is
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from node.errors import ModelError
+import msgspec
+
+from node.errors import ModelError, ModelKeptError
+from node.models.eviction import Candidate, Decision, freed_bytes, plan_eviction
+from node.models.gguf_check import check_gguf
 from node.models.gguf_convert import convert_gguf
+from node.models.hashing import copy_hashed, hash_written
+from node.models.holding import held_alone, is_held
+from node.models.json_check import check_json, read_bounded, read_config
 from node.models.manifest import (
     REQUIRED_NAMES,
     Manifest,
     ModelFile,
-    decode_manifest_untrusted,
     encode_manifest,
-    is_allowed_name,
     is_model_name,
     is_weights_name,
     manifest_id,
 )
 from node.models.safetensors_check import read_header
-from protocol.errors import ProtocolError
+from node.models.sharded import check_weights
+from node.models.sources import find_source
+from node.models.stored import (
+    ABOUT_NAME,
+    MANIFEST_NAME,
+    About,
+    StoredModel,
+    open_model,
+    write_about,
+    write_durably,
+)
+from protocol.errors import LocalProtocolError
 from protocol.task import GENERATE
-from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
 
-MANIFEST_NAME: Final = "manifest.msgpack"
 HEX_DIGITS_MIN: Final = 8
-_JSON_BYTES_MAX: Final = {"tokenizer.json": 64 << 20}
-_JSON_BYTES_MAX_ELSE: Final = 1 << 20
-_COPY_BYTES: Final = 4 << 20
 _INCOMING: Final = ".incoming-"
 
 
+def log_decision(decision: Decision) -> None:
+    """Tell the log what became of a model when room was made."""
+    log.info(
+        "model removed" if decision.removed else "model kept",
+        extra={"model": decision.name, "model_id": decision.model_id.hex(), "cause": decision.reason},
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoredModel:
-    """A model in the store; its weights' headers were checked when it was listed."""
+class _Import:
+    """One import under way, in a folder that nobody lists."""
 
-    model_id: ModelId
-    manifest: Manifest
-    folder: Path
-    parameters: int
-    """Numbers in all weight tensors, from their headers."""
-
-    @property
-    def name(self) -> str:
-        return self.manifest.name
-
-    @property
-    def task(self) -> str:
-        return self.manifest.task
-
-    def verify(self) -> None:
-        """Hash every file: about 0.7 s for each gigabyte.
-
-        Raises:
-            ModelError: a file is not what the manifest says.
-        """
-        for file in self.manifest.files:
-            found = _describe(self.folder / file.name)
-            if found != file:
-                raise ModelError(
-                    f"{self.name}: {file.name}: expected sha256 {file.sha256.hex()} over {file.size} bytes, "
-                    f"got {found.sha256.hex()} over {found.size}; import the model again"
-                )
+    name: str
+    source: str
+    task: str
+    incoming: Path
 
 
 class ModelStore:
-    """The models under one folder. Every method blocks on the disk: call it from a thread when in trio."""
+    """The models under one folder. Every method blocks on the disk: call it from a thread when in trio.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        quota_bytes: how much the models may take together; 0 sets no bound.
+        on_decision: told what becomes of every model whenever room is made.
+    """
+
+    def __init__(
+        self, root: Path, *, quota_bytes: int = 0, on_decision: Callable[[Decision], None] = log_decision
+    ) -> None:
+        self.root, self.quota_bytes = root, quota_bytes
+        self._on_decision = on_decision
 
     def models(self) -> tuple[StoredModel, ...]:
         """Return what can be served, by name; a folder that is damaged is left out and logged."""
@@ -91,7 +93,7 @@ class ModelStore:
             if folder.name.startswith(".") or not folder.is_dir():
                 continue
             try:
-                found.append(_open(folder))
+                found.append(open_model(folder))
             except ModelError as exc:
                 log.warning("model left out", extra={"folder": folder.name, "cause": str(exc)})
         return tuple(sorted(found, key=lambda model: (model.name, model.model_id)))
@@ -112,35 +114,115 @@ class ModelStore:
             raise ModelError(f"expected one model called {name_or_hex!r}, got {len(hits)}; the store has {names}")
         return hits[0]
 
-    def add_folder(self, path: Path, name: str, *, source: str = "") -> StoredModel:
+    def add_folder(
+        self, path: Path, name: str | None = None, *, source: str = "", task: str = GENERATE
+    ) -> StoredModel:
         """Import weights in safetensors with their configuration and tokenizer; other files stay behind.
 
-        Raises:
-            ModelError: a file is missing or refused, or another model has this name.
-        """
-        with self._importing(name) as incoming:
-            _copy_allowed(path, incoming)
-            return self._admit(incoming, name, source or f"folder {path.name}")
+        ``path`` is a plain folder, or one in the cache of the Hugging Face tools (see ``sources.py``). A model
+        whose files are here already is returned as it is called here.
 
-    def add_gguf(self, path: Path, name: str, *, source: str = "") -> StoredModel:
+        Raises:
+            ModelError: a file is missing or refused, another model has this name, or there is no room for it.
+        """
+        found = find_source(path)
+        with self._importing(found.name if name is None else name, source or found.label, task) as importing:
+            files = found.files()
+            _refuse_weights(files)
+            self._refuse_without_room(sum(file.stat().st_size for file in files.values()), importing.name)
+            # The small ones first: what is refused is refused before gigabytes are copied.
+            ordered = sorted(files.items(), key=lambda item: (is_weights_name(item[0]), item[0]))
+            described = []
+            for file_name, file in ordered:
+                described.append(copy_hashed(file, importing.incoming / file_name))
+                _check_text(importing.incoming / file_name)
+            return self._admit(importing, described)
+
+    def add_gguf(self, path: Path, name: str | None = None, *, source: str = "") -> StoredModel:
         """Convert a GGUF file of the Llama family to safetensors and import it.
 
         Raises:
-            ModelError: the file cannot be converted, or another model has this name.
+            ModelError: the file cannot be converted, another model has this name, or there is no room for it.
         """
-        with self._importing(name) as incoming:
-            convert_gguf(path, incoming)
-            return self._admit(incoming, name, source or f"gguf {path.name}")
+        called = path.stem.lower() if name is None else name
+        with self._importing(called, source or f"gguf {path.name}", GENERATE) as importing:
+            self._refuse_without_room(check_gguf(path), importing.name)
+            convert_gguf(path, importing.incoming)
+            return self._admit(importing, [hash_written(file) for file in importing.incoming.iterdir()])
 
     def verify(self, model: StoredModel) -> None:
         """Hash every file of ``model``; see ``StoredModel.verify``."""
         model.verify()
 
-    def remove(self, model: StoredModel) -> None:
-        """Delete ``model`` from the disk; renamed first, so that no half of it is ever listed."""
+    def pin(self, model: StoredModel, pinned: bool) -> StoredModel:
+        """Keep ``model`` when room is made, or let it go again."""
         with self._locked():
+            about = msgspec.structs.replace(model.about, pinned=pinned)
+            write_about(model.folder, about)
+            return open_model(model.folder)
+
+    def remove(self, model: StoredModel) -> None:
+        """Delete ``model`` from the disk; renamed first, so that no half of it is ever listed.
+
+        Raises:
+            ModelKeptError: it is pinned, or a daemon on this machine serves it.
+        """
+        if model.about.pinned:
+            raise ModelKeptError(f"{model.name}: it is pinned; souk models unpin {model.name} lets it go")
+        with self._locked():
+            self._delete(model.folder, model.name)
+
+    def plan_room(self, needed_bytes: int = 0) -> tuple[Decision, ...]:
+        """Return what would become of every model if so many bytes were to come; nothing without a quota."""
+        if not self.quota_bytes:
+            return ()
+        models = self.models()
+        candidates = [
+            Candidate(
+                model_id=model.model_id,
+                name=model.name,
+                size_bytes=model.manifest.size_bytes,
+                used_at_s=model.used_at_s,
+                pinned=model.about.pinned,
+                served=is_held(model.folder),
+            )
+            for model in models
+        ]
+        taken = sum(candidate.size_bytes for candidate in candidates)
+        return plan_eviction(candidates, taken + needed_bytes - self.quota_bytes)
+
+    def make_room(self) -> tuple[Decision, ...]:
+        """Remove what the quota does not allow for, and return what became of every model."""
+        with self._locked():
+            decisions = self.plan_room()
+            self._carry_out(decisions)
+            return decisions
+
+    def _refuse_without_room(self, needed_bytes: int, name: str) -> None:
+        if not self.quota_bytes:
+            return
+        decisions = self.plan_room(needed_bytes)
+        kept = sum(decision.size_bytes for decision in decisions if not decision.removed)
+        if kept + needed_bytes <= self.quota_bytes:
+            return
+        told = "; ".join(f"{decision.name}: {decision.reason}" for decision in decisions if not decision.removed)
+        raise ModelError(
+            f"{name}: expected at most {max(0, self.quota_bytes - kept)} bytes, got {needed_bytes}: "
+            f"models.quota_gb allows {self.quota_bytes}, {kept} of them stay taken ({told or 'nothing'}) and "
+            f"{freed_bytes(decisions)} could be freed; raise models.quota_gb, or unpin or unload a model"
+        )
+
+    def _carry_out(self, decisions: tuple[Decision, ...]) -> None:
+        for decision in decisions:
+            if decision.removed:
+                self._delete(self.root / decision.model_id.hex(), decision.name)
+            self._on_decision(decision)
+
+    def _delete(self, folder: Path, name: str) -> None:
+        """The caller holds the lock. Raises: ModelKeptError."""
+        with held_alone(folder, name):
             doomed = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
-            os.rename(model.folder, doomed / model.folder.name)
+            os.rename(folder, doomed / folder.name)
             shutil.rmtree(doomed)
 
     @contextlib.contextmanager
@@ -154,115 +236,93 @@ class ModelStore:
             yield
 
     @contextlib.contextmanager
-    def _importing(self, name: str) -> Iterator[Path]:
+    def _importing(self, name: str, source: str, task: str) -> Iterator[_Import]:
         if not is_model_name(name):
             raise ModelError(f"expected a model name of a-z, 0-9, '.', '_' and '-', at most 64, got {name!r}")
         with self._locked():
             incoming = Path(tempfile.mkdtemp(prefix=_INCOMING, dir=self.root))
             try:
-                yield incoming
+                yield _Import(name=name, source=source[:256], task=task, incoming=incoming)
             except OSError as exc:
                 raise ModelError(f"{name}: cannot be imported: {exc}") from exc
             finally:
                 shutil.rmtree(incoming, ignore_errors=True)
 
-    def _admit(self, incoming: Path, name: str, source: str) -> StoredModel:
+    def _admit(self, importing: _Import, files: list[ModelFile]) -> StoredModel:
         """Check, describe and rename; the caller holds the lock."""
-        manifest = _describe_folder(incoming, name, source)
+        incoming, name = importing.incoming, importing.name
+        manifest = _describe(incoming, importing.task, files)
         data = encode_manifest(manifest)
         folder = self.root / manifest_id(data).hex()
-        if folder.is_dir():
-            return _open(folder)
+        if folder.exists():
+            with contextlib.suppress(ModelError):
+                known = open_model(folder)
+                known.verify()
+                return known
+            self._delete(folder, name)  # what is damaged is replaced by what has just been checked
         if any(model.name == name for model in self.models()):
             raise ModelError(f"another model is called {name!r}; remove it first, or choose another name")
-        (incoming / MANIFEST_NAME).write_bytes(data)
-        for path in incoming.iterdir():
-            # A mapped file that someone edits would change a model while it answers.
-            path.chmod(0o444)
-        incoming.chmod(0o755)
+        self._refuse_without_room(manifest.size_bytes, name)
+        write_durably(incoming / MANIFEST_NAME, data)
+        write_about(incoming, About(name=name, source=importing.source))
+        _make_read_only(incoming)
+        self._carry_out(self.plan_room(manifest.size_bytes))
         os.rename(incoming, folder)
-        model = _open(folder)
+        _sync_folder(self.root)
+        model = open_model(folder)
         log.info("model imported", extra={"model": name, "model_id": model.model_id.hex()})
         return model
 
 
-def _open(folder: Path) -> StoredModel:
-    try:
-        data = (folder / MANIFEST_NAME).read_bytes()
-        manifest = decode_manifest_untrusted(data)
-    except (OSError, ProtocolError) as exc:
-        raise ModelError(f"{folder.name}: no readable manifest: {exc}") from exc
-    model_id = manifest_id(data)
-    if folder.name != model_id.hex():
-        raise ModelError(f"{folder.name}: expected the folder of model {model_id.hex()}")
-    parameters = 0
-    for file in manifest.files:
-        path = folder / file.name
-        if not path.is_file() or path.stat().st_size != file.size:
-            raise ModelError(f"{manifest.name}: {file.name}: expected a file of {file.size} bytes")
-        if is_weights_name(file.name):
-            parameters += sum(tensor.elements for tensor in read_header(path).values())
-    return StoredModel(model_id=model_id, manifest=manifest, folder=folder, parameters=parameters)
-
-
-def _copy_allowed(path: Path, incoming: Path) -> None:
-    if not path.is_dir():
-        raise ModelError(f"expected a folder with config.json, tokenizer.json and *.safetensors, got {path}")
-    for file in sorted(path.iterdir()):
-        if not is_allowed_name(file.name) or not file.is_file():
-            continue
-        if is_weights_name(file.name):
-            read_header(file)
-        shutil.copyfile(file, incoming / file.name)
-
-
-def _describe_folder(folder: Path, name: str, source: str) -> Manifest:
-    paths = sorted(folder.iterdir())
-    names = {path.name for path in paths}
-    if missing := sorted(REQUIRED_NAMES - names):
-        raise ModelError(f"{name}: expected {', '.join(missing)} beside the weights")
-    if not any(is_weights_name(found) for found in names):
-        raise ModelError(f"{name}: expected weights in model.safetensors; other formats are not loaded")
-    for path in paths:
-        if is_weights_name(path.name):
-            read_header(path)
-        else:
-            _check_text(path)
-    config = json.loads((folder / "config.json").read_bytes())
-    try:
-        return Manifest(
-            name=name,
-            task=GENERATE,
-            architecture=str(config["model_type"]),
-            context_tokens=int(config["max_position_embeddings"]),
-            source=source,
-            files=tuple(_describe(path) for path in paths),
-        )
-    except (KeyError, TypeError, ValueError) as exc:
-        raise ModelError(f"{name}: config.json: expected model_type and max_position_embeddings: {exc}") from exc
+def _refuse_weights(files: Mapping[str, Path]) -> None:
+    """Refuse weights by their headers where they lie."""
+    if missing := sorted(REQUIRED_NAMES - set(files)):
+        raise ModelError(f"expected {', '.join(missing)} beside the weights")
+    for name, path in files.items():
+        if is_weights_name(name):
+            try:
+                read_header(path)
+            except ModelError as exc:
+                # A cache calls its files by their hash.
+                raise exc if path.name == name else ModelError(f"{name}: {exc}") from exc
 
 
 def _check_text(path: Path) -> None:
-    bound = _JSON_BYTES_MAX.get(path.name, _JSON_BYTES_MAX_ELSE)
-    if path.stat().st_size > bound:
-        raise ModelError(f"{path.name}: expected at most {bound} bytes, got {path.stat().st_size}")
-    if path.suffix != ".json":
-        return
-    try:
-        value: Any = json.loads(path.read_bytes())  # Any: only its outermost type is looked at
-    except (ValueError, RecursionError) as exc:
-        raise ModelError(f"{path.name}: expected JSON, got {type(exc).__name__}") from exc
-    if not isinstance(value, dict):
-        raise ModelError(f"{path.name}: expected a JSON object, got {type(value).__name__}")
+    if path.suffix == ".json":
+        check_json(path)
+    elif not is_weights_name(path.name):
+        read_bounded(path)
 
 
-def _describe(path: Path) -> ModelFile:
-    digest, size = sha256(), 0
+def _describe(folder: Path, task: str, files: list[ModelFile]) -> Manifest:
+    if missing := sorted(REQUIRED_NAMES - {file.name for file in files}):
+        raise ModelError(f"expected {', '.join(missing)} beside the weights")
+    check_weights(folder)
+    config = read_config(folder / "config.json")
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_COPY_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-    except OSError as exc:
-        raise ModelError(f"{path.name}: cannot be read: {exc}") from exc
-    return ModelFile(name=path.name, size=size, sha256=digest.digest())
+        return Manifest(
+            task=task,
+            architecture=config.model_type,
+            context_tokens=config.max_position_embeddings,
+            files=tuple(sorted(files, key=lambda file: file.name)),
+        )
+    except (ValueError, LocalProtocolError) as exc:
+        raise ModelError(f"the files make no manifest: {exc}") from exc
+
+
+def _make_read_only(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != ABOUT_NAME:
+            # A mapped file that someone edits would change a model while it answers.
+            path.chmod(0o444)
+    folder.chmod(0o755)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in ``folder`` to the disk: a power cut must not leave a model without its files."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

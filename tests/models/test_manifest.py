@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from node.models.manifest import (
+    CHUNK_BYTES,
     Manifest,
     ModelFile,
     decode_manifest_untrusted,
@@ -14,18 +15,16 @@ from protocol.encoding import encode
 from protocol.errors import RemoteProtocolError
 
 FILES = (
-    ModelFile(name="config.json", size=2, sha256=b"c" * 32),
-    ModelFile(name="model.safetensors", size=9, sha256=b"m" * 32),
+    ModelFile(name="config.json", size=2, sha256=b"c" * 32, chunks=b"c" * 32),
+    ModelFile(name="model.safetensors", size=CHUNK_BYTES + 1, sha256=b"m" * 32, chunks=b"m" * 64),
 )
 
 
 def manifest(**changes: object) -> Manifest:
     fields: dict[str, object] = {
-        "name": "tiny",
         "task": "generate",
         "architecture": "llama",
         "context_tokens": 512,
-        "source": "a test",
         "files": FILES,
     }
     return Manifest(**{**fields, **changes})
@@ -34,8 +33,23 @@ def manifest(**changes: object) -> Manifest:
 def test_manifest_round_trips_and_its_id_covers_every_field() -> None:
     data = encode_manifest(manifest())
     assert decode_manifest_untrusted(data) == manifest()
-    others = [manifest(name="other"), manifest(source=""), manifest(context_tokens=1), manifest(files=FILES[:1])]
-    assert len({manifest_id(encode_manifest(other)) for other in (manifest(), *others)}) == 5
+    other_chunk = ModelFile(name="config.json", size=2, sha256=b"c" * 32, chunks=b"d" * 32)
+    others = [
+        manifest(task="embed"),
+        manifest(architecture="other"),
+        manifest(context_tokens=1),
+        manifest(files=FILES[:1]),
+        manifest(files=(other_chunk, FILES[1])),
+    ]
+    assert len({manifest_id(encode_manifest(other)) for other in (manifest(), *others)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("size", "chunks"), [(0, 1), (1, 0), (CHUNK_BYTES, 2), (CHUNK_BYTES + 1, 1), (1 << 53, 1)]
+)
+def test_file_is_refused_when_its_chunks_do_not_cover_its_size(size: int, chunks: int) -> None:
+    with pytest.raises(ValueError, match="chunk hashes"):
+        ModelFile(name="config.json", size=size, sha256=b"c" * 32, chunks=b"c" * 32 * chunks)
 
 
 @pytest.mark.parametrize(
@@ -43,8 +57,8 @@ def test_manifest_round_trips_and_its_id_covers_every_field() -> None:
     [
         (FILES[1], FILES[0]),
         (FILES[0], FILES[0]),
-        (ModelFile(name="pytorch_model.bin", size=1, sha256=b"x" * 32),),
-        (ModelFile(name="../config.json", size=1, sha256=b"x" * 32),),
+        (ModelFile(name="pytorch_model.bin", size=1, sha256=b"x" * 32, chunks=b"x" * 32),),
+        (ModelFile(name="../config.json", size=1, sha256=b"x" * 32, chunks=b"x" * 32),),
     ],
 )
 def test_manifest_is_refused_when_its_files_are_not_sorted_allowed_names(files: tuple[ModelFile, ...]) -> None:
@@ -58,8 +72,9 @@ def test_reader_raises_only_protocol_errors_when_bytes_are_arbitrary(data: bytes
         decode_manifest_untrusted(data)
 
 
-def test_reader_refuses_a_manifest_with_an_illegal_name() -> None:
-    plain = {"version": 1, "name": "../up", "task": "g", "architecture": "l", "context_tokens": 1, "files": []}
+def test_reader_refuses_a_manifest_whose_file_has_an_illegal_name() -> None:
+    file = {"name": "../up", "size": 1, "sha256": b"x" * 32, "chunks": b"x" * 32}
+    plain = {"version": 2, "task": "g", "architecture": "l", "context_tokens": 1, "files": [file]}
     with pytest.raises(RemoteProtocolError):
         decode_manifest_untrusted(encode(plain))
 

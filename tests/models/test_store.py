@@ -24,18 +24,22 @@ def test_store_lists_nothing_when_its_folder_is_missing(store: ModelStore) -> No
     assert not store.root.exists()
 
 
-def test_store_gives_one_id_when_a_model_is_imported_twice(store: ModelStore, source: Path) -> None:
+def test_store_gives_one_model_when_the_same_files_come_twice(store: ModelStore, source: Path) -> None:
     first = store.add_folder(source, "tiny", source="test")
-    assert store.add_folder(source, "tiny", source="test") == first
+    assert store.add_folder(source, "tiny", source="elsewhere") == first
+    assert store.add_folder(source, "another-name") == first
     assert store.models() == (first,)
     assert first.manifest.context_tokens == 512
     assert first.parameters == 260 * 32 + 32 + 2 * (2 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
     assert first.folder.name == first.model_id.hex()
+    assert (first.name, first.about.source) == ("tiny", "test")
 
 
-def test_two_stores_give_the_same_id_to_the_same_files(tmp_path: Path, source: Path) -> None:
+def test_two_stores_give_the_same_id_to_the_same_files_whatever_they_call_them(
+    tmp_path: Path, source: Path
+) -> None:
     stores = [ModelStore(tmp_path / name) for name in ("a", "b")]
-    ids = {store.add_folder(source, "tiny", source="test").model_id for store in stores}
+    ids = {store.add_folder(source, store.root.name, source=store.root.name).model_id for store in stores}
     assert len(ids) == 1
 
 
@@ -44,6 +48,7 @@ def test_import_leaves_behind_what_is_not_on_the_list(store: ModelStore, source:
     (source / "pytorch_model.bin").write_bytes(b"\x80\x04")
     model = store.add_folder(source, "tiny")
     assert sorted(path.name for path in model.folder.iterdir()) == [
+        "about.json",
         "config.json",
         "manifest.msgpack",
         "model.safetensors",

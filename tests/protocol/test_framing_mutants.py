@@ -58,12 +58,11 @@ LONG_INPUT = encode_input(
 )
 MANIFEST = encode_manifest(
     Manifest(
-        name="tiny-chat",
         task="generate",
         architecture="llama",
         context_tokens=2048,
         files=tuple(
-            ModelFile(name=name, size=7, sha256=bytes(32))
+            ModelFile(name=name, size=7, sha256=bytes(32), chunks=bytes(32))
             for name in ("config.json", "model.safetensors", "tokenizer.json")
         ),
     )
