@@ -176,7 +176,7 @@ def _write_tokenizer(fields: Fields, target: Path) -> None:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens: list[str] = fields["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    merges = [tuple(merge.split(" ")) for merge in fields.get("tokenizer.ggml.merges", [])]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     steps: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False)]  # Any: the library's steps share no type
     if fields["tokenizer.ggml.pre"] == "smollm":

@@ -15,16 +15,17 @@ from node.models.sources import open_regular, promised_sha256
 
 
 def hash_file(name: str, file: IO[bytes], pass_on: Callable[[bytes], object] = lambda _chunk: None) -> ModelFile:
-    """Read ``file`` to its end and describe it; every chunk goes to ``pass_on`` as well."""
+    """Read ``file`` to its end and describe it; every chunk goes to ``pass_on`` as well.
+
+    Raises:
+        ModelError: it cannot be read. What ``pass_on`` raises is passed through.
+    """
     whole, chunks, size = sha256(), [], 0
-    try:
-        while chunk := file.read(CHUNK_BYTES):
-            whole.update(chunk)
-            chunks.append(sha256(chunk).digest())
-            size += len(chunk)
-            pass_on(chunk)
-    except OSError as exc:
-        raise ModelError(f"{name}: cannot be copied or read: {exc}") from exc
+    while chunk := _read(name, file):
+        whole.update(chunk)
+        chunks.append(sha256(chunk).digest())
+        size += len(chunk)
+        pass_on(chunk)
     return ModelFile(name=name, size=size, sha256=whole.digest(), chunks=b"".join(chunks))
 
 
@@ -57,3 +58,10 @@ def copy_hashed(source: Path, target: Path) -> ModelFile:
             f"got {described.sha256.hex()}; download it again"
         )
     return described
+
+
+def _read(name: str, file: IO[bytes]) -> bytes:
+    try:
+        return file.read(CHUNK_BYTES)
+    except OSError as exc:
+        raise ModelError(f"{name}: cannot be read: {exc}") from exc

@@ -1,11 +1,18 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from node.errors import ModelError
+from node.errors import ModelError, ModelKeptError
+from node.models.eviction import Decision
+from node.models.holding import Holds
 from node.models.store import ModelStore
+from node.models.stored import MANIFEST_NAME, StoredModel
 from tests.execution.tiny_model import write_tiny_model
 
 
@@ -142,3 +149,104 @@ def test_import_reads_the_context_from_the_configuration(store: ModelStore, sour
     (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "many"}))
     with pytest.raises(ModelError, match="max_position_embeddings"):
         store.add_folder(source, "tiny")
+
+
+def test_import_replaces_a_model_whose_weights_were_damaged(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    path = model.folder / "model.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert store.add_folder(source, "tiny") == model
+    model.verify()
+
+
+def test_verify_names_the_chunk_that_changed(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    (model.folder / "config.json").chmod(0o644)
+    (model.folder / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match="different from chunk 0 on"):
+        model.verify()
+
+
+def test_files_of_a_model_are_read_only(store: ModelStore, source: Path) -> None:
+    model = store.add_folder(source, "tiny")
+    assert {(model.folder / file.name).stat().st_mode & 0o777 for file in model.manifest.files} == {0o444}
+
+
+def test_one_model_comes_of_imports_at_once(store: ModelStore, source: Path) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda number: store.add_folder(source, f"tiny-{number}"), range(4)))
+    assert len(set(found)) == 1 and store.models() == (found[0],)
+    assert sorted(path.name for path in store.root.iterdir()) == sorted([".lock", found[0].model_id.hex()])
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from node.errors import ModelError
+from node.models.store import ModelStore
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
+try:
+    ModelStore(Path(sys.argv[1])).add_folder(Path(sys.argv[2]), "tiny")
+except ModelError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.slow
+def test_nothing_is_left_when_the_disk_takes_no_more(store: ModelStore, source: Path) -> None:
+    line = [sys.executable, "-c", FULL_DISK, str(store.root), str(source), "20000"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert done.stdout == "model.safetensors: cannot be written: [Errno 27] File too large\n"
+    assert [path.name for path in store.root.iterdir()] == [".lock"]
+
+
+def bounded(store: ModelStore, source: Path, models: float) -> tuple[ModelStore, list[Decision], StoredModel]:
+    """Return the store with room for so many models, what it decides, and its first model."""
+    first = store.add_folder(source, "first")
+    os.utime(first.folder / MANIFEST_NAME, (1, 1))
+    told: list[Decision] = []
+    quota = int(first.manifest.size_bytes * models)
+    return ModelStore(store.root, quota_bytes=quota, on_decision=told.append), told, store.find("first")
+
+
+def test_import_makes_room_by_removing_what_was_used_longest_ago(store: ModelStore, source: Path) -> None:
+    small, told, _ = bounded(store, source, 2.5)
+    for number in (2, 3):
+        small.add_folder(write_tiny_model(source.parent / f"{number}", seed=number), f"model-{number}")
+    assert [model.name for model in small.models()] == ["model-2", "model-3"]
+    assert [(found.name, found.removed) for found in told] == [
+        ("first", False),
+        ("first", True),
+        ("model-2", False),
+    ]
+
+
+@pytest.mark.parametrize("kept_by", ["pin", "daemon"])
+def test_import_is_refused_and_says_why_when_what_is_there_has_to_stay(
+    store: ModelStore, source: Path, kept_by: str
+) -> None:
+    small, told, first = bounded(store, source, 1.5)
+    holds = Holds(store.root)
+    if kept_by == "pin":
+        first = small.pin(first, True)
+    else:
+        holds.take([first.model_id])
+    with pytest.raises(ModelError, match=rf"models\.quota_gb allows .*first: .*{kept_by}"):
+        small.add_folder(write_tiny_model(source.parent / "2", seed=2), "second")
+    with pytest.raises(ModelKeptError, match=r"lets it go|unload it first"):
+        small.remove(first)
+    assert [model.name for model in small.models()] == ["first"] and not told
+    holds.release_all()
+    small.remove(small.pin(first, False))
+    assert small.models() == ()
+
+
+def test_store_is_brought_down_to_its_quota_when_asked(store: ModelStore, source: Path) -> None:
+    store.add_folder(write_tiny_model(source.parent / "2", seed=2), "second")
+    small, told, _ = bounded(store, source, 1.5)
+    assert [found.removed for found in small.plan_room()] == [True, False]
+    assert tuple(told) == () and small.make_room() == tuple(told)
+    assert [model.name for model in small.models()] == ["second"]
+    assert store.plan_room(1 << 60) == ()  # no quota, no plan
