@@ -14,7 +14,8 @@ from node.cli.output import Payload, columns, emit, note, short, size
 from node.errors import ModelError
 
 if TYPE_CHECKING:
-    from node.models.store import ModelStore, StoredModel
+    from node.models.store import ModelStore
+    from node.models.stored import StoredModel
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
