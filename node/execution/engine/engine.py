@@ -4,12 +4,14 @@ Synchronous and single-threaded. Text, stop strings and processes are other modu
 """
 
 from dataclasses import dataclass
+from time import perf_counter
 
 import torch
 
 from node.execution.engine.attention import StepAttention
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.llama import Llama
+from node.execution.engine.pace import INTER_TOKEN_S, PrefillPace
 from node.execution.engine.sampling import choose
 from node.execution.engine.scheduler import Plan, Scheduler, Sequence
 from protocol.task import FinishReason
@@ -27,12 +29,24 @@ class Chosen:
 class Engine:
     """Runs the sequences of one model."""
 
-    def __init__(self, model: Llama, *, slots: int, context_tokens: int, prefill_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        *,
+        slots: int,
+        context_tokens: int,
+        prefill_tokens: int,
+        inter_token_s: float = INTER_TOKEN_S,
+    ) -> None:
+        """``prefill_tokens`` bounds a pass; beside running answers it reads what ``inter_token_s`` leaves."""
         self._model = model
         self._cache = KvCache(
             model.shape, slots=slots, context_tokens=context_tokens, dtype=model.dtype, device=model.device
         )
-        self._scheduler = Scheduler(slots=slots, prefill_tokens=prefill_tokens)
+        self._pace = PrefillPace(tokens_max=prefill_tokens, inter_token_s=inter_token_s)
+        self._scheduler = Scheduler(slots=slots, pace=self._pace)
+        self._last_end: float | None = None
+        """When the last pass ended, if answers run since: they have waited from then."""
 
     @property
     def idle(self) -> bool:
@@ -48,6 +62,11 @@ class Engine:
         """Sequences that hold a slot."""
         return len(self._scheduler.running)
 
+    @property
+    def reused_tokens(self) -> int:
+        """Prompt tokens that were found in the cache since the start."""
+        return self._scheduler.reused_tokens
+
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose whole answer fits its slot; the caller has checked that it does."""
         assert sequence.tokens and sequence.tokens_out_max > 0
@@ -57,15 +76,20 @@ class Engine:
     def cancel(self, request: int) -> None:
         """Forget ``request`` and free its slot; does nothing when it is unknown."""
         if move := self._scheduler.remove(request):
-            self._cache.move(move.source, move.target, move.tokens)
+            with torch.inference_mode():
+                self._cache.move(move)
 
     def step(self) -> list[Chosen]:
         """Run one pass and return the tokens that it chose: none while prompts are only being read."""
         plan = self._scheduler.plan()
         if not plan.decodes and not plan.chunks:
             return []
+        began = perf_counter()
         with torch.inference_mode():
+            for move in plan.moves:
+                self._cache.move(move)
             tokens = self._forward(plan)
+            self._note(plan, began)
             chosen = []
             for sequence, token in tokens:
                 sequence.tokens.append(token)
@@ -74,6 +98,17 @@ class Engine:
                 if finish:
                     self.cancel(sequence.request)
         return chosen
+
+    def _note(self, plan: Plan, began: float) -> None:
+        """Let the pace learn from a pass that has ended."""
+        if self._model.device.type == "cuda":
+            # Where nothing was chosen, nothing has waited for the device yet.
+            torch.cuda.synchronize(self._model.device)
+        now = perf_counter()
+        # Not from where this pass began: the answers waited for other models of this worker, too.
+        since = began if self._last_end is None or not plan.decodes else self._last_end
+        self._pace.note(len(plan.decodes), sum(tokens for _, tokens in plan.chunks), now - since)
+        self._last_end = now
 
     def _forward(self, plan: Plan) -> list[tuple[Sequence, int]]:
         model, device = self._model, self._model.device

@@ -1,7 +1,8 @@
 """Keys and values of the sequences that run: one slot per sequence, every slot as long as the context.
 
 Slots keep what a job reserved until it ends, so that a paid job is never evicted. Running sequences are kept in
-the lowest slots, where a decode step reads the cache without copying it.
+the lowest slots, where a decode step reads the cache without copying it. Which slot holds what is the scheduler's
+business.
 """
 
 import math
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from node.execution.engine.scheduler import Move
 from node.execution.shape import LlamaShape
 
 
@@ -24,10 +26,13 @@ class KvCache:
         self.values = [_zeros(size, dtype, device) for _ in range(shape.layers)]
         self.slots, self.context_tokens = slots, context_tokens
 
-    def move(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first ``tokens`` of slot ``source`` to slot ``target``."""
+    def move(self, move: Move) -> None:
+        """Do what ``move`` says in every layer."""
         for tensor in (*self.keys, *self.values):
-            tensor[target, :, :tokens] = tensor[source, :, :tokens]
+            source, target = tensor[move.source], tensor[move.target]
+            displaced = target[:, : move.back].clone()
+            target[:, : move.tokens] = source[:, : move.tokens]
+            source[:, : move.back] = displaced
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,6 +1,8 @@
 import random
+from typing import Any
 
 import pytest
+import torch
 
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import Llama
@@ -10,7 +12,9 @@ from protocol.task import Sampling
 EOS = frozenset({256})
 
 
-def sequence(request: int, prompt: list[int], *, out: int = 20, sampling: Sampling | None = None) -> Sequence:
+def sequence(
+    request: int, prompt: list[int], *, out: int = 20, sampling: Sampling | None = None, scope: bytes = b""
+) -> Sequence:
     return Sequence(
         request=request,
         tokens=list(prompt),
@@ -18,6 +22,7 @@ def sequence(request: int, prompt: list[int], *, out: int = 20, sampling: Sampli
         tokens_out_max=out,
         sampling=sampling or Sampling(),
         stop_tokens=EOS,
+        scope=scope,
     )
 
 
@@ -108,3 +113,57 @@ def test_engine_takes_nothing_that_does_not_fit_a_slot(tiny: Llama) -> None:
 
 def test_idle_engine_steps_without_work(tiny: Llama) -> None:
     assert engine(tiny).step() == []
+
+
+def talk(turns: int) -> list[tuple[int, list[int]]]:
+    """Questions of two customers, each going on where its former question ended, in turns."""
+    source = random.Random(3)
+    openings = {customer: [source.randrange(256) for _ in range(24)] for customer in (0, 1)}
+    return [
+        (turn % 2, openings[turn % 2] + [source.randrange(256) for _ in range(2 * turn)]) for turn in range(turns)
+    ]
+
+
+def test_answers_are_the_same_whether_prefixes_are_reused_or_not(tiny: Llama) -> None:
+    together = engine(tiny, slots=3, prefill_tokens=16)
+    alone, got = {}, {}
+    pending = []
+    for request, (customer, prompt) in enumerate(talk(14)):
+        sampling = Sampling(temperature_milli=700 * (request % 3 == 0), seed=request)
+        alone[request] = answer_alone(tiny, sequence(request, prompt, sampling=sampling))
+        job = sequence(request, prompt, sampling=sampling, scope=bytes([customer]))
+        got[request] = job
+        pending.append(job)
+    steps = 0
+    while pending or not together.idle:
+        if pending and steps % 6 == 0:
+            together.add(pending.pop(0))
+        together.step()
+        steps += 1
+    assert {request: job.tokens[job.prompt_tokens :] for request, job in got.items()} == alone
+    assert together.reused_tokens > 24 * 8
+
+
+def test_running_answers_wait_no_longer_than_promised_while_a_long_prompt_is_read(
+    tiny: Llama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, gaps = 0.0, []
+    forward = tiny.forward
+
+    def slow_forward(tokens: torch.Tensor, *rest: Any) -> torch.Tensor:  # Any: passed on as they come
+        nonlocal now
+        now += 0.03 + 0.002 * (len(tokens) - 1)
+        return forward(tokens, *rest)
+
+    monkeypatch.setattr("node.execution.engine.engine.perf_counter", lambda: now)
+    monkeypatch.setattr(tiny, "forward", slow_forward)
+    running = Engine(tiny, slots=3, context_tokens=512, prefill_tokens=256)
+    running.add(sequence(1, [1, 2, 3], out=60))
+    running.step()
+    running.add(sequence(2, [7] * 450, out=1))
+    while running.running:
+        before = now
+        if any(chosen.request == 1 for chosen in running.step()):
+            gaps.append(now - before)
+    assert len(gaps) == 59
+    assert 0.1 < max(gaps) <= 0.2
