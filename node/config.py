@@ -54,6 +54,8 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     """Names of models that are never unloaded to make room for others."""
     context_tokens_max: Annotated[int, Meta(ge=64, le=1 << 20)] = 2048
     """Prompt and answer together; bounded by the model's own context as well."""
+    inter_token_ms: Annotated[int, Meta(ge=10, le=60_000)] = 200
+    """The longest that an answer should wait for its next token while other prompts are read."""
 
 
 class ModelsSection(Section, frozen=True, kw_only=True):

@@ -39,6 +39,9 @@ class Load(Frame, frozen=True, kw_only=True):
     slots: int
     context_tokens: int
     prefill_tokens: int
+    """Of one pass, at most."""
+    inter_token_ms: int = 200
+    """Beside running answers a pass reads no more than leaves them this long between two tokens."""
 
 
 class Unload(Frame, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from protocol.task import ChatMessage, Sampling
 from scripts.bench.local_net import Question, TimedAnswer
 
 CONTEXT_TOKENS: Final = 2048
-PREFILL_TOKENS: Final = 128
+PREFILL_TOKENS: Final = 512
 """Of one pass, as ``node.execution.loading`` has it for a CPU: the sums must be the same."""
 
 

@@ -140,7 +140,11 @@ def load_served(load: Load, device: torch.device) -> ServedModel:
     codec = load_codec(folder)
     model = load_llama(folder, shape, device=device, dtype=TORCH_DTYPES[load.dtype])
     engine = Engine(
-        model, slots=load.slots, context_tokens=load.context_tokens, prefill_tokens=load.prefill_tokens
+        model,
+        slots=load.slots,
+        context_tokens=load.context_tokens,
+        prefill_tokens=load.prefill_tokens,
+        inter_token_s=load.inter_token_ms / 1000,
     )
     return ServedModel(model, codec, engine, load)
 
