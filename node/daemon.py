@@ -26,6 +26,7 @@ from node.execution.pool import WorkerPool
 from node.home import ApiInfo, Home
 from node.keystore import Ed25519Signer, KeyFile
 from node.ledger.ledger import Ledger
+from node.logs import LogRing
 from node.market.admission import Admission
 from node.market.own_advert import OwnAdvert
 from node.market.party import Party
@@ -65,6 +66,7 @@ async def serve(
     network = network_id({"name": config.p2p.network})
     net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network)
     party = _party(home, signer, network)
+    log_lines = LogRing()
 
     async def with_network() -> None:
         daemon = _Daemon(home, config, party, net)
@@ -73,13 +75,14 @@ async def serve(
 
     async def with_rooms(daemon: _Daemon) -> None:
         async with trio.open_nursery() as nursery:
-            await daemon.start(nursery, token)
+            await daemon.start(nursery, token, log_lines)
             log.info("ready", extra={"peer": peer_id_to_text(signer.peer_id), "addresses": net.addresses})
             task_status.started()
 
     # Stopped from the top down: a job that is cut still tells its peer and pays. When all stopped at once, it
     # found the ledger closed, and neither its cancel nor its last voucher went out.
-    await _outlast(party.ledger.run, with_network)
+    with log_lines.listening():
+        await _outlast(party.ledger.run, with_network)
 
 
 async def _outlast(service: Service, work: Callable[[], Awaitable[None]]) -> None:
@@ -173,7 +176,7 @@ class _Daemon:
         self._provider.attach(self._net)
         self._settler.attach()
 
-    async def start(self, nursery: trio.Nursery, token: str) -> None:
+    async def start(self, nursery: trio.Nursery, token: str, log_lines: LogRing) -> None:
         """Start the other rooms in ``nursery``; return when all are ready. The API answers long before that."""
         services = Services(
             config=self._config.api,
@@ -186,6 +189,7 @@ class _Daemon:
             shutdown=nursery.cancel_scope.cancel,
             metrics=self._party.metrics,
             scrape=self._scrape,
+            log_lines=log_lines,
         )
         nursery.start_soon(self._party.metrics.measure_lag)
         nursery.start_soon(self._settler.run)

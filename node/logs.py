@@ -7,7 +7,12 @@ are is the business of each room.
 import json
 import logging
 import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Final, Literal, TextIO
 
 Level = Literal["debug", "info", "warning", "error"]
@@ -17,6 +22,8 @@ OURS: Final = ("node", "protocol")
 # Everything that a record has before anybody adds fields to it.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _SHORT_ID_CHARACTERS: Final = 16
+RING_LINES: Final = 1000
+RING_LINE_CHARACTERS: Final = 2000
 
 
 def set_up_logging(level: Level, *, form: Format = "auto", stream: TextIO | None = None) -> None:
@@ -36,6 +43,52 @@ def set_up_logging(level: Level, *, form: Format = "auto", stream: TextIO | None
     root.setLevel(max(number, logging.WARNING))
     for name in OURS:
         logging.getLogger(name).setLevel(number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line that was logged."""
+
+    number: int
+    at_ms: int
+    level: str
+    text: str
+
+
+class LogRing(logging.Handler):
+    """The newest lines of this process, for people who watch: older ones are dropped, long ones cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(TextFormatter())
+        self.number = 0
+        """Lines so far."""
+        self._lines: deque[Line] = deque(maxlen=RING_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record; called with the handler's lock held, by any thread."""
+        text = self.format(record)[:RING_LINE_CHARACTERS]
+        self.number += 1
+        at_ms = int(record.created * 1000)
+        self._lines.append(Line(number=self.number, at_ms=at_ms, level=record.levelname.lower(), text=text))
+
+    def newest(self, count: int) -> list[Line]:
+        """Return at most ``count`` lines, the newest last."""
+        self.acquire()
+        try:
+            return list(islice(self._lines, max(0, len(self._lines) - count), None))
+        finally:
+            self.release()
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Keep what is logged while the block runs."""
+        root = logging.getLogger()
+        root.addHandler(self)
+        try:
+            yield
+        finally:
+            root.removeHandler(self)
 
 
 class TextFormatter(logging.Formatter):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from node.logs import set_up_logging
+from node.logs import RING_LINE_CHARACTERS, RING_LINES, LogRing, set_up_logging
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +55,16 @@ def test_logs_are_written_once_when_set_up_twice() -> None:
     set_up_logging("info", form="text", stream=out)
     logging.getLogger("node").info("once")
     assert out.getvalue().count("once") == 1
+
+
+def test_ring_keeps_the_newest_lines_and_cuts_long_ones() -> None:
+    ring = LogRing()
+    with ring.listening():
+        for i in range(RING_LINES + 5):
+            logging.getLogger("node.x").error("event", extra={"i": i, "text": "y" * (2 * RING_LINE_CHARACTERS)})
+    logging.getLogger("node.x").error("after")
+    lines = ring.newest(10_000)
+    assert ring.number == RING_LINES + 5 and len(lines) == RING_LINES
+    assert [lines[0].number, lines[-1].number] == [6, RING_LINES + 5]
+    assert all(len(line.text) == RING_LINE_CHARACTERS for line in lines)
+    assert [line.number for line in ring.newest(2)] == [RING_LINES + 4, RING_LINES + 5]

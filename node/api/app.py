@@ -7,13 +7,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from node.api.control import control_routes
+from node.api.dashboard import page_routes, session_routes
 from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
 from node.api.guard import Guard
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
+from node.api.live import live_routes
 from node.api.openai import openai_routes
 from node.api.openapi import openapi_route
 from node.api.services import Services
+from node.api.sessions import Sessions
 from node.errors import NodeError
 
 CLIENT_CLOSED = 499
@@ -22,14 +25,17 @@ CLIENT_CLOSED = 499
 
 def make_app(services: Services) -> ASGIApp:
     """Return the app that ``node.api.server.serve_app`` serves."""
+    sessions = Sessions(services.token)
     routes = [
         *openai_routes(services),
         *control_routes(services),
         *job_routes(services),
         *ledger_routes(services),
+        *live_routes(services),
+        *session_routes(sessions),
     ]
     app = Starlette(
-        routes=[openapi_route(routes), *routes],
+        routes=[openapi_route(routes), *routes, *page_routes()],
         exception_handlers={
             HTTPException: _on_http_error,
             ClientGoneError: _on_client_gone,
@@ -39,7 +45,7 @@ def make_app(services: Services) -> ASGIApp:
     )
     # A redirect would answer where a 404 says what is wrong.
     app.router.redirect_slashes = False
-    return Guard(app, services.token, services.metrics)
+    return Guard(app, sessions, services.metrics)
 
 
 async def _on_http_error(request: Request, exc: Exception) -> Response:

@@ -1,11 +1,10 @@
 """Who may speak to the API at all, and the last word on every answer (ux.md, section 6).
 
 Every process and every web page on the machine can reach a loopback port, so: only loopback Host names (a page
-that rebinds its DNS name sends its own), no browser origins, and the home's token. Around the app: an
-``x-request-id`` on every answer, the bound on bodies, 500 for bugs, one log line for each request.
+that rebinds its DNS name sends its own), no browser origin but our own dashboard's, and a token. Around the app:
+an ``x-request-id`` on every answer, the bound on bodies, 500 for bugs, one log line for each request.
 """
 
-import hmac
 import logging
 import secrets
 from typing import Final
@@ -16,6 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from node.api.errors import ApiError, error_response
+from node.api.sessions import Sessions
 from node.metrics import OTHER, Metrics
 
 BODY_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 class Guard:
     """Stands before the app; an ASGI middleware."""
 
-    def __init__(self, app: ASGIApp, token: str, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, sessions: Sessions, metrics: Metrics) -> None:
         self._app = app
-        self._token = token
+        self._sessions = sessions
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,9 +81,9 @@ class Guard:
                 status=403,
                 code="host_refused",
             )
-        if "origin" in headers:
-            return ApiError("requests of web pages are refused", status=403, code="origin_refused")
-        if path not in OPEN_PATHS and not self._holds_token(headers.get("authorization", "")):
+        if headers.get("origin", f"http://{host}") != f"http://{host}":
+            return ApiError("requests of other web pages are refused", status=403, code="origin_refused")
+        if not _is_open(path) and not self._holds_token(headers.get("authorization", "")):
             return ApiError(
                 "expected the header 'Authorization: Bearer <token>' with the token of this node's home",
                 status=401,
@@ -97,8 +97,12 @@ class Guard:
 
     def _holds_token(self, authorization: str) -> bool:
         scheme, _, token = authorization.partition(" ")
-        matches = hmac.compare_digest(token.strip().encode(), self._token.encode())
-        return matches and scheme.lower() == "bearer"
+        return self._sessions.admits(token.strip()) and scheme.lower() == "bearer"
+
+
+def _is_open(path: str) -> bool:
+    """Say whether a path needs no token: probes, and the dashboard's files, which hold nothing of this node."""
+    return path in OPEN_PATHS or path == "/" or path.startswith("/ui/")
 
 
 class Exchange:

@@ -25,6 +25,7 @@ from node.ledger.audit import Audit
 from node.ledger.books import ListedEntry, PeerAccount
 from node.ledger.entries import StoredProof
 from node.ledger.settlement import ListedStatement, SettlementEnvelopes
+from node.logs import LogRing
 from node.market.order import JobEvent, Order
 from node.market.quotes import Enquiry, QuoteReply
 from node.market.settlement_exchange import Outcome
@@ -107,6 +108,10 @@ def _unix_s() -> int:
     return int(time.time())
 
 
+def _unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """All that the API is given."""
@@ -128,6 +133,9 @@ class Services:
     """Where requests are counted."""
     scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
     """Return all metrics and their content type for an ``Accept`` header."""
+    log_lines: LogRing
+    """The newest lines of the daemon's log."""
     draw_seed: Callable[[], int] = _seed
     """A seed in 0..2⁶³-1 for a request that brings none."""
     unix_s: Callable[[], int] = _unix_s
+    unix_ms: Callable[[], int] = _unix_ms

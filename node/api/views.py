@@ -184,6 +184,20 @@ class ReceiptsQuery(View, frozen=True, kw_only=True):
     limit: Annotated[int, Meta(ge=1, le=1000)] = 50
 
 
+class LogLine(View, frozen=True, kw_only=True):
+    number: int
+    """Counts all lines since the daemon began."""
+    at_ms: int
+    level: str
+    text: str
+    """As it stands in the log: event, then fields."""
+
+
+class LogsAnswer(View, frozen=True, kw_only=True):
+    schema: int = 1
+    lines: tuple[LogLine, ...]
+
+
 class HealthAnswer(View, frozen=True, kw_only=True):
     status: Literal["ok"] = "ok"
 

@@ -17,6 +17,7 @@ VERBS: Final = {
     "serve": ("node.cli.serve:serve", "Run the daemon in the foreground."),
     "status": ("node.cli.control:status", "Show what the node is doing."),
     "stop": ("node.cli.control:stop", "Stop the daemon."),
+    "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
     "quote": ("node.cli.quote:quote", "Ask peers for their price without buying."),
     "job": ("node.cli.jobs:job", "List, show and cancel jobs."),

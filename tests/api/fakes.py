@@ -29,6 +29,7 @@ from node.api.views import (
 from node.api.why_node import NodeFacts
 from node.config import ApiSection
 from node.errors import TransportError
+from node.logs import LogRing
 from node.market.journal import JobRecord
 from node.market.order import (
     Asking,
@@ -324,6 +325,7 @@ class Node:
     view: FixedView
     dialler: Dialler
     metrics: Metrics
+    log_lines: LogRing
     scope: trio.CancelScope
     """Cancel it to end the server; ``ended`` tells when it has."""
     ended: trio.Event
@@ -402,6 +404,7 @@ def fake_services(
     dialler: Dialler | None = None,
     metrics: Metrics | None = None,
     config: ApiSection | None = None,
+    log_lines: LogRing | None = None,
 ) -> Services:
     """Return all that an API is given, made of fakes."""
     dialler, metrics = dialler or Dialler(), metrics or Metrics()
@@ -418,6 +421,7 @@ def fake_services(
         unix_s=lambda: 1_700_000_000,
         metrics=metrics,
         scrape=scrape_of(metrics),
+        log_lines=log_lines or LogRing(),
     )
 
 
@@ -426,7 +430,10 @@ async def serve_node(
 ) -> Node:
     """Start the real server on a free port, with fakes behind it."""
     market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
-    services = fake_services(market, view=view, dialler=dialler, metrics=metrics, config=config)
+    log_lines = LogRing()
+    services = fake_services(
+        market, view=view, dialler=dialler, metrics=metrics, config=config, log_lines=log_lines
+    )
     scope, ended = trio.CancelScope(), trio.Event()
 
     async def serve(task_status: trio.TaskStatus[str]) -> None:
@@ -437,4 +444,13 @@ async def serve_node(
             ended.set()
 
     url = await nursery.start(serve)
-    return Node(url=url, market=market, view=view, dialler=dialler, metrics=metrics, scope=scope, ended=ended)
+    return Node(
+        url=url,
+        market=market,
+        view=view,
+        dialler=dialler,
+        metrics=metrics,
+        log_lines=log_lines,
+        scope=scope,
+        ended=ended,
+    )

@@ -22,10 +22,17 @@ async def test_request_is_refused_when_its_host_is_another(nursery: trio.Nursery
     assert reply.status == 403 and reply.error["code"] == "host_refused"
 
 
-async def test_request_is_refused_when_a_web_page_sends_it(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://{host}", "http://localhost:1", ""])
+async def test_request_is_refused_when_another_web_page_sends_it(nursery: trio.Nursery, origin: str) -> None:
     node = await serve_node(nursery)
-    reply = await node.call("GET", "/healthz", origin=node.url)
+    reply = await node.call("GET", "/healthz", origin=origin.format(host=f"127.0.0.1:{node.port}"))
     assert reply.status == 403 and reply.error["code"] == "origin_refused"
+
+
+async def test_request_of_our_own_page_is_let_in_with_its_token_only(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    assert (await node.call("GET", "/api/v1/status", origin=node.url)).status == 200
+    assert (await node.call("GET", "/api/v1/status", origin=node.url, authorization="")).status == 401
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import trio
 from node.api.errors import to_api_error
 from node.api.services import Services
 from node.config import ApiSection
+from node.logs import LogRing
 from node.market.order import (
     DeadlineError,
     JobFailedError,
@@ -255,6 +256,7 @@ def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
         shutdown=dialler.shutdown,
         metrics=metrics,
         scrape=scrape_of(metrics),
+        log_lines=LogRing(),
     )
     assert 0 <= services.draw_seed() < 1 << 63
     assert services.draw_seed() != services.draw_seed()

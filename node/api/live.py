@@ -1,0 +1,133 @@
+"""``/api/v1/events``: what the node does, once a second, to everybody who watches; and the newest log lines.
+
+A snapshot is made when somebody wants one and shared by all who want it within the same second, so that more tabs
+cost a write each. Nothing is kept for a watcher: who reads slowly gets the next snapshot later and misses those
+between, and who comes back starts with the present (there is nothing to replay).
+"""
+
+from typing import Annotated, Final
+
+import trio
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from node.api.answers import json_response
+from node.api.errors import ApiError, ClientGoneError
+from node.api.intake import read_body, run_unless_gone
+from node.api.job_views import Finding
+from node.api.operations import Operation, Says, get, read_query
+from node.api.services import Services
+from node.api.sse import EventStream, event_bytes
+from node.api.views import JobView, LogLine, LogsAnswer, ModelView, StatusView, View
+from node.api.why_node import why_node
+
+PERIOD_S: Final = 1.0
+WATCHERS_MAX: Final = 32
+JOBS_MAX: Final = 40
+MODELS_MAX: Final = 32
+"""With these bounds a snapshot has at most about 32 KiB."""
+LINES_MAX: Final = 1000
+RETRY_S: Final = 5
+
+
+class Snapshot(View, frozen=True, kw_only=True):
+    """The node at one moment; jobs are open ones, then those that began last."""
+
+    schema: int = 1
+    at_ms: int
+    status: StatusView
+    jobs: tuple[JobView, ...]
+    models: tuple[ModelView, ...]
+    findings: tuple[Finding, ...]
+    log_number: int
+    """Of the newest log line: ``/api/v1/logs`` has it."""
+
+
+class LogsQuery(View, frozen=True, kw_only=True):
+    after: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
+    limit: Annotated[int, Meta(ge=1, le=LINES_MAX)] = 200
+
+
+def live_routes(services: Services) -> list[Operation]:
+    """Return the stream of snapshots and the log."""
+
+    async def logs(request: Request) -> Response:
+        query = read_query(request, LogsQuery)
+        found = [it for it in services.log_lines.newest(query.limit) if it.number > query.after]
+        return json_response(
+            LogsAnswer(
+                lines=tuple(
+                    LogLine(number=it.number, at_ms=it.at_ms, level=it.level, text=it.text) for it in found
+                )
+            )
+        )
+
+    about_events = "What the node does, once a second; nothing is replayed."
+    about_logs = "The newest lines of the node's log, those after a number."
+    return [
+        get("/api/v1/events", Events(services), Says(about=about_events, events=Snapshot)),
+        get("/api/v1/logs", logs, Says(about=about_logs, query=LogsQuery, answer=LogsAnswer)),
+    ]
+
+
+class Events:
+    """The stream, as an ASGI app."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._watchers = 0
+        self._making = trio.Lock()
+        self._made_at = -PERIOD_S
+        self._event = b""
+
+    @property
+    def watchers(self) -> int:
+        """Open streams."""
+        return self._watchers
+
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        if self._watchers >= WATCHERS_MAX:
+            raise ApiError(
+                f"{self._watchers} clients watch already, and no more may",
+                status=503,
+                code="too_many_watchers",
+                retry_after_s=RETRY_S,
+            )
+        self._watchers += 1
+        try:
+            await read_body(receive)
+            await run_unless_gone(receive, lambda: self._write(EventStream(send)))
+        except ClientGoneError:
+            pass  # how every stream ends
+        finally:
+            self._watchers -= 1
+
+    async def _write(self, stream: EventStream) -> None:
+        first = await self._latest()
+        await stream.start({})
+        await stream.write(first)
+        while True:
+            # A clock and no polling: a snapshot is what there is at its second.
+            await trio.sleep_until(self._made_at + PERIOD_S)
+            await stream.write(await self._latest())
+
+    async def _latest(self) -> bytes:
+        async with self._making:
+            if trio.current_time() - self._made_at >= PERIOD_S:
+                self._event = event_bytes(await self._snapshot())
+                self._made_at = trio.current_time()
+            return self._event
+
+    async def _snapshot(self) -> Snapshot:
+        view = self._services.view
+        jobs = sorted(view.jobs(), key=lambda job: (job.ended_ms is not None, -job.started_ms))
+        return Snapshot(
+            at_ms=self._services.unix_ms(),
+            status=await view.status(),
+            jobs=tuple(jobs[:JOBS_MAX]),
+            models=tuple(view.models()[:MODELS_MAX]),
+            findings=why_node(view.facts()).findings,
+            log_number=self._services.log_lines.number,
+        )

@@ -1,0 +1,101 @@
+"""Snapshots once a second for everybody who watches, and the log's newest lines."""
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from node.api.live import JOBS_MAX, MODELS_MAX, WATCHERS_MAX
+from node.market.journal import JobRecord
+from protocol.units import JobId, UnixMs
+from tests.api.fakes import TOKEN, Node, serve_node
+
+WATCH = f"GET /api/v1/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
+
+
+async def snapshots(stream: trio.SocketStream) -> AsyncIterator[dict[str, Any]]:
+    """Give each snapshot as it comes."""
+    rest = b""
+    async for data in stream:
+        *blocks, rest = (rest + data).split(b"\n\n")
+        for block in blocks:
+            at = block.find(b"data: ")
+            if at >= 0:
+                yield json.loads(block[at + 6 :])
+
+
+async def first(node: Node) -> dict[str, Any]:
+    async with await node.open(WATCH) as stream:
+        return await anext(aiter(snapshots(stream)))
+
+
+@pytest.mark.slow
+async def test_watcher_gets_a_snapshot_at_once_and_one_each_second(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    async with await node.open(WATCH) as stream:
+        coming = aiter(snapshots(stream))
+        one = await anext(coming)
+        begun = trio.current_time()
+        two = await anext(coming)
+    assert 0.5 < trio.current_time() - begun < 5
+    assert one["status"]["name"] == "gpu-1" and one["jobs"][0]["model"] == "tiny" and one["findings"] == []
+    assert two["at_ms"] - one["at_ms"] >= 900
+
+
+async def test_snapshot_shows_open_jobs_first_and_stays_within_its_bound(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    done = [
+        JobRecord(
+            role="requester",
+            job_id=JobId(i.to_bytes(16, "big")),
+            model="m" * 64,
+            state="closed",
+            started_ms=UnixMs(1_000 + i),
+            ended_ms=UnixMs(2_000),
+        )
+        for i in range(300)
+    ]
+    node.view.records = [*done, *node.view.records]
+    found = await first(node)
+    assert len(found["jobs"]) == JOBS_MAX and len(found["models"]) <= MODELS_MAX
+    assert found["jobs"][0]["ended_ms"] is None and found["jobs"][1]["started_ms"] == 1_299
+    assert len(json.dumps(found)) < 32 * 1024
+
+
+async def test_watcher_is_refused_when_too_many_watch_and_let_in_when_one_has_left(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    streams = [await node.open(WATCH) for _ in range(WATCHERS_MAX)]
+    for stream in streams:
+        await anext(aiter(snapshots(stream)))
+    reply = await node.call("GET", "/api/v1/events")
+    assert reply.status == 503 and reply.error["code"] == "too_many_watchers" and reply.headers["retry-after"]
+    for stream in streams:
+        await stream.aclose()
+    with trio.fail_after(5):
+        while True:
+            try:
+                assert await first(node)
+                break
+            except StopAsyncIteration:
+                await trio.lowlevel.checkpoint()  # its place is free once the server has seen the end
+
+
+async def test_log_gives_lines_after_a_number(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    with node.log_lines.listening():
+        for name in ("first", "second"):
+            logging.getLogger("node.tests").error(name, extra={"peer": "12D3"})
+    lines = (await node.call("GET", "/api/v1/logs?after=0")).json["lines"]
+    found = [(it["level"], it["text"].partition("node.tests ")[2]) for it in lines]
+    assert found == [("error", "first  peer=12D3"), ("error", "second  peer=12D3")]
+    later = (await node.call("GET", f"/api/v1/logs?after={lines[0]['number']}")).json["lines"]
+    assert [it["number"] for it in later] == [lines[1]["number"]]
+
+
+@pytest.mark.parametrize("query", ["after=x", "after=-1", "limit=0", "limit=1001", "limit=", f"after={'9' * 20}"])
+async def test_log_is_refused_when_its_numbers_are_none(nursery: trio.Nursery, query: str) -> None:
+    node = await serve_node(nursery)
+    assert (await node.call("GET", f"/api/v1/logs?{query}")).status == 400
