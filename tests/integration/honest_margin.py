@@ -52,9 +52,15 @@ class Referee:
             self._token_of.setdefault(self._codec.stream(()).push(token), token)
 
     def read(self, prompt: str, pieces: list[str]) -> Answer:
-        """Return the tokens of an answer that came one token a piece."""
+        """Return the tokens of an answer that came one token a piece, or several where a machine fell behind."""
         messages = [ChatMessage(role="user", content=prompt)]
-        return Answer(prompt=self._codec.encode(messages, ""), tokens=[self._token_of[text] for text in pieces])
+        tokens = [token for text in pieces for token in self._tokens_of(text)]
+        return Answer(prompt=self._codec.encode(messages, ""), tokens=tokens)
+
+    def _tokens_of(self, text: str) -> list[int]:
+        token = self._token_of.get(text)
+        # "ighter," is two tokens that were sent together. Another cut than the model's would show as a margin.
+        return self._codec.encode((), text) if token is None else [token]
 
     def generate(self, prompt: str, count: int) -> Answer:
         """Return the greedy answer that a provider with this model gives."""
