@@ -56,6 +56,10 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     """Prompt and answer together; bounded by the model's own context as well."""
     inter_token_ms: Annotated[int, Meta(ge=10, le=60_000)] = 200
     """The longest that an answer should wait for its next token while other prompts are read."""
+    warm_spare: bool = False
+    """A second worker for each device waits for the first one to die."""
+    jail: Literal["auto", "off", "required"] = "auto"
+    """Workers without network, home and keys: as far as the kernel can, not at all, or not without."""
 
 
 class ModelsSection(Section, frozen=True, kw_only=True):

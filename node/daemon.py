@@ -242,9 +242,14 @@ class _Daemon:
             by_device[model.device] = max(by_device.get(model.device, 0), model.slots)
         # A node that never had a model is ready to buy; one that lost its own is not what it says.
         lost = self._served and not by_device
-        self._view.checks["worker"] = "no model answers: the worker is being restarted" if lost else OK
+        self._view.checks["worker"] = self._why_lost() if lost else OK
         self._admission.slots = sum(by_device.values())
         self._admission.queue_max = self._config.market.queue_max if by_device else 0
+
+    def _why_lost(self) -> str:
+        if any(worker.life == "quarantined" for worker in self._pool.workers()):
+            return "no model answers: the device is in quarantine, its worker died three times in ten minutes"
+        return "no model answers: the worker is being restarted"
 
     def _compose(self, life: AdvertLife) -> Signed[Advert] | None:
         return self._advert.compose(life)

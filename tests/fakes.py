@@ -2,13 +2,15 @@
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
+from typing import Any
 
 import trio
 
 from node.errors import ExecutionError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.worker_state import WorkerState
 from node.keystore import Ed25519Signer
 from protocol.task import TOKEN_BYTES, GenerateInput, Sampling
 from protocol.units import MS_PER_S, ModelId, UnixMs
@@ -36,6 +38,14 @@ class CountedEntropy:
     def __call__(self, count: int) -> bytes:
         self._calls += 1
         return sha256(f"{self._seed}/{self._calls}".encode()).digest()[:count]
+
+
+def worker_state(**changes: Any) -> WorkerState:
+    """The worker of a CPU that serves."""
+    state = WorkerState(
+        device="cpu", life="serving", jail="landlock+seccomp", spare="none", deaths=0, cause=None, probe_in_s=None
+    )
+    return replace(state, **changes)
 
 
 def served_model(
@@ -90,6 +100,9 @@ class ScriptedExecutor:
 
     def devices(self) -> tuple[DeviceReport, ...]:
         return ()
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        return (worker_state(),)
 
     def models(self) -> tuple[ServedModel, ...]:
         return self.served

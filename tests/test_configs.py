@@ -143,8 +143,11 @@ def test_dashboard_legends_name_labels_that_the_expression_keeps() -> None:
 def test_dashboard_shows_all_that_a_node_counts_of_the_market() -> None:
     shown = " ".join(expressions())
     ours = {name for name in known_metrics() if name.startswith("souk_") and not name.endswith(("_sum", "_count"))}
-    # What is in no graph on purpose: it is the list of nodes to choose from.
-    assert {name for name in ours if not re.search(rf"\b{name}\b", shown)} == {"souk_build_info"}
+    # What is in no graph on purpose: the list of nodes to choose from, and what confines their workers.
+    assert {name for name in ours if not re.search(rf"\b{name}\b", shown)} == {
+        "souk_build_info",
+        "souk_worker_jail",
+    }
 
 
 def test_dashboard_panels_do_not_overlap_and_take_the_source_that_is_chosen() -> None:

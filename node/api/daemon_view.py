@@ -20,11 +20,13 @@ from node.api.views import (
     PeerView,
     ReceiptView,
     StatusView,
+    WorkerView,
 )
 from node.api.why_node import NodeFacts
 from node.config import Config
 from node.discovery.directory import Directory, Listing
 from node.execution.interface import DeviceReport, Executor
+from node.execution.worker_state import WorkerState
 from node.ledger.ledger import Ledger
 from node.market.admission import Admission
 from node.market.journal import JobRecord
@@ -87,6 +89,7 @@ class DaemonView:
             peers_connected=len(rooms.network.connected_peers()),
             models=tuple(model.name for model in rooms.executor.models()),
             devices=tuple(self.devices()),
+            workers=tuple(_worker(state) for state in rooms.executor.workers()),
             jobs=JobCounts(
                 running=min(running, rooms.admission.slots) + len(rooms.requester.jobs),
                 waiting=max(running - rooms.admission.slots, 0),
@@ -157,13 +160,14 @@ class DaemonView:
     def facts(self) -> NodeFacts:
         rooms, now = self._rooms, trio.current_time()
         listings = rooms.directory.listings(rooms.party.now_ms())
+        own = rooms.own_advert()
         ours = [it for it in listings if it.advert.offers and PROTOCOL_VERSION in it.advert.versions]
         return NodeFacts(
             role=rooms.config.node.role,
             problems={name: check for name, check in self.checks.items() if check != OK},
             peers_connected=len(rooms.network.connected_peers()),
             models=len(rooms.executor.models()),
-            is_advertised=rooms.own_advert() is not None,
+            is_advertised=own is not None and bool(own.message.offers),
             is_draining=rooms.admission.draining,
             slots=rooms.admission.slots,
             slots_free=rooms.admission.slots_free(now),
@@ -174,6 +178,7 @@ class DaemonView:
             doubted=len(rooms.directory.doubted() & {it.peer_id for it in ours}),
             other_versions=sum(PROTOCOL_VERSION not in it.advert.versions for it in listings),
             declines=dict(rooms.party.metrics.declines),
+            workers=rooms.executor.workers(),
         )
 
     def readiness(self) -> dict[str, str]:
@@ -270,6 +275,18 @@ def _device(report: DeviceReport) -> DeviceView:
         driver=report.driver,
         matmul_gflops=report.matmul_gflops,
         read_mb_per_s=report.read_mb_per_s,
+    )
+
+
+def _worker(state: WorkerState) -> WorkerView:
+    return WorkerView(
+        device=state.device,
+        state=state.life,
+        jail=state.jail,
+        spare=state.spare,
+        deaths=state.deaths,
+        cause=state.cause,
+        probe_in_s=state.probe_in_s,
     )
 
 

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from node.api.daemon_view import OK, Rooms
 from node.execution.gpu_readings import GpuReading
+from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
 
 GPU_S_MAX: Final = 2.0
@@ -59,6 +60,7 @@ class Scrape:
         peers.add_metric(("connected",), len(rooms.network.connected_peers()))
         peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))
         yield peers
+        yield from _worker_gauges(rooms.executor.workers())
 
     def _jobs(self, metrics: Metrics) -> Iterator[Metric]:
         running: Counter[tuple[str, str]] = Counter()
@@ -88,6 +90,20 @@ class Scrape:
             return list(_gpu_gauges(readings))
         log.debug("the driver does not answer", extra={"waited_s": GPU_S_MAX})
         return []
+
+
+def _worker_gauges(workers: Sequence[WorkerState]) -> Iterator[Metric]:
+    up = GaugeMetricFamily("souk_worker_up", "1 while the device's worker serves.", labels=("device",))
+    quarantined = GaugeMetricFamily(
+        "souk_worker_quarantined", "1 after three deaths in ten minutes, until a probe passes.", labels=("device",)
+    )
+    jail = GaugeMetricFamily("souk_worker_jail", "Always 1; the tier is what confines.", labels=("device", "tier"))
+    for worker in workers:
+        up.add_metric((worker.device,), worker.life == "serving")
+        quarantined.add_metric((worker.device,), worker.life == "quarantined")
+        if worker.jail is not None:
+            jail.add_metric((worker.device, worker.jail), 1)
+    yield from (up, quarantined, jail)
 
 
 def _job_gauge(name: str, text: str, counts: Mapping[tuple[str, str], int]) -> Metric:

@@ -32,6 +32,24 @@ class DeviceView(View, frozen=True, kw_only=True):
     read_mb_per_s: int | None
 
 
+class WorkerView(View, frozen=True, kw_only=True):
+    """The worker process of one device."""
+
+    device: str
+    state: str
+    """starting, serving, restarting or quarantined."""
+    jail: str | None
+    """What confines it, such as landlock+seccomp, or none and why."""
+    spare: str
+    """none, starting, held (no model loaded) or loaded."""
+    deaths: int
+    """In the last ten minutes; counted up to three."""
+    cause: str | None
+    """Of the last death."""
+    probe_in_s: float | None
+    """When a quarantined device is tried again."""
+
+
 class JobCounts(View, frozen=True, kw_only=True):
     running: int
     waiting: int
@@ -52,6 +70,7 @@ class StatusView(View, frozen=True, kw_only=True):
     peers_connected: int
     models: tuple[str, ...]
     devices: tuple[DeviceView, ...]
+    workers: tuple[WorkerView, ...] = ()
     jobs: JobCounts
     earned_microcredits: int
     spent_microcredits: int

@@ -1,10 +1,11 @@
 """Why this node cannot serve, or cannot buy, now: sentences from its own state, each with what to do."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from node.api.job_views import Finding, WhyNodeAnswer
+from node.execution.worker_state import WorkerState
 
 CHECKS_ADVICE: Mapping[str, str] = {
     "network": "it has only just started; souk status shows when it is up",
@@ -40,6 +41,7 @@ class NodeFacts:
     other_versions: int
     declines: Mapping[str, int] = field(default_factory=dict)
     """Asks and contracts that we declined since the start, by reason."""
+    workers: Sequence[WorkerState] = ()
 
 
 def why_node(facts: NodeFacts) -> WhyNodeAnswer:
@@ -56,6 +58,14 @@ def _serving(facts: NodeFacts) -> Iterator[Finding]:
         return
     for name, problem in facts.problems.items():
         yield _block("serve", name, f"{name}: {problem}", CHECKS_ADVICE.get(name))
+    for worker in facts.workers:
+        if worker.life == "quarantined":
+            wait_s = worker.probe_in_s or 0.0
+            message = (
+                f"{worker.device} is in quarantine after {worker.deaths} deaths of its worker in ten minutes; a"
+                f" new one is tried in {wait_s:.0f} s. The last: {worker.cause}"
+            )
+            yield _know("serve", "quarantine", message, CHECKS_ADVICE["worker"])
     if not facts.models:
         advice = "souk models add FOLDER --name NAME, then restart; models.serve says which are loaded"
         yield _block("serve", "no_model", "no model is loaded here", advice)

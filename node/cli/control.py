@@ -38,6 +38,7 @@ def _status_table(payload: Payload) -> str:
             ("peers", payload.get("peers_connected")),
             ("addresses", "\n           ".join(payload.get("addresses") or ()) or "none"),
             ("devices", ", ".join(_device_name(device) for device in payload.get("devices") or ()) or "none"),
+            ("workers", ", ".join(_worker_text(worker) for worker in payload.get("workers") or ()) or "none"),
             ("models", ", ".join(payload.get("models") or ()) or "none here"),
             ("jobs", f"{jobs.get('running', 0)} running, {jobs.get('waiting', 0)} waiting"),
             ("earned", money(payload.get("earned_microcredits"))),
@@ -48,6 +49,17 @@ def _status_table(payload: Payload) -> str:
 
 def _device_name(device: object) -> str:
     return str(device.get("name") or device.get("kind")) if isinstance(device, dict) else str(device)
+
+
+def _worker_text(worker: object) -> str:
+    if not isinstance(worker, dict):
+        return str(worker)
+    text = f"{worker.get('device')} {worker.get('state')}, jail {worker.get('jail') or 'not known yet'}"
+    if worker.get("spare", "none") != "none":
+        text += f", spare {worker.get('spare')}"
+    if worker.get("deaths"):
+        text += f", {worker.get('deaths')} deaths in ten minutes"
+    return text
 
 
 @click.command(cls=SoukCommand)

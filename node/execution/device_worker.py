@@ -1,27 +1,33 @@
-"""One device and the worker process that serves it: a new worker after each death.
+"""One device and the workers that serve it: another one after each death, a spare beside it, a pause and a probe
+when deaths repeat.
 
-The process itself is ``worker_process.py``, what it loads ``loading.py``; jobs find their device in ``pool.py``.
+One process is ``worker_process.py``, what it loads ``loading.py``; when to try again is decided by
+``quarantine.py``; jobs find their device in ``pool.py``.
 """
 
 import logging
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 from trio import TaskStatus
 
-from node.errors import WorkerDiedError
-from node.execution.frames import Setup
+from node.errors import ExecutionError, ModelError, WorkerDiedError
+from node.execution.devices import read_cpu
+from node.execution.frames import Ready, Setup
 from node.execution.interface import DeviceReport, ServedModel
-from node.execution.loading import DeviceModels, DeviceSetup, LocalModel, ModelLoader
+from node.execution.jail import Jail
+from node.execution.loading import DeviceModels, DeviceSetup, LocalModel, ModelLoader, measure_model
+from node.execution.memory_plan import FIXED_BYTES, device_budget
+from node.execution.quarantine import Quarantine
+from node.execution.spawn import WorkerLimits
 from node.execution.worker_process import WorkerProcess
+from node.execution.worker_state import Life, Spare, WorkerState
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
 
 START_S_MAX: Final = 120.0
-_BACKOFF_S: Final = (0.1, 0.5, 2.0, 10.0, 30.0)
-# A worker that lived this long died of something new.
-_LIVED_S: Final = 60.0
 
 
 class Changes:
@@ -40,25 +46,48 @@ class Changes:
         await self._event.wait()
 
 
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """A worker from its birth on: first a candidate, then the one that serves."""
+
+    process: WorkerProcess
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    decided: trio.Event = field(default_factory=trio.Event)
+    """It has loaded, or will not."""
+    ready: Ready | None = None
+    models: DeviceModels | None = None
+    was_spare: bool = False
+    fault: str | None = None
+    """Why it was given up, where it has not died by itself."""
+
+    @property
+    def is_loaded(self) -> bool:
+        return self.models is not None and self.process.death is None
+
+
 class DeviceWorker:
     """Keeps one device serving."""
 
     def __init__(self, setup: DeviceSetup, changes: Changes) -> None:
         self._setup, self._changes = setup, changes
         self._loader = ModelLoader(setup)
-        self._process: WorkerProcess | None = None
+        self._quarantine = Quarantine(setup.rules.quarantine)
+        self._serving: _Candidate | None = None
         self._models: DeviceModels | None = None
+        self._spare: _Candidate | None = None
+        self._jail: str | None = None
+        self._cause: str | None = None
         self._announced = False
         self.report: DeviceReport | None = None
 
     @property
     def served(self) -> tuple[ServedModel, ...]:
         """What answers here now: nothing while another worker is being started."""
-        return () if self._models is None else self._models.served
+        return self._models.served if self.is_alive and self._models is not None else ()
 
     @property
     def is_alive(self) -> bool:
-        return self._models is not None
+        return self._serving is not None and self._serving.is_loaded
 
     def wants(self, model_id: ModelId) -> bool:
         """Return whether this device was asked to serve the model, loaded or not."""
@@ -71,7 +100,7 @@ class DeviceWorker:
         Raises:
             WorkerDiedError: none does; another one is being started.
         """
-        if self._models is None:
+        if not self.is_alive or self._models is None:
             raise WorkerDiedError("the worker is being restarted", code="worker_died")
         return self._models
 
@@ -101,58 +130,198 @@ class DeviceWorker:
         Raises:
             WorkerDiedError: none does; another one is being started.
         """
-        if self._process is None:
+        if self._serving is None or not self.is_alive:
             raise WorkerDiedError("the worker is being restarted", code="worker_died")
-        return self._process
+        return self._serving.process
+
+    def state(self) -> WorkerState:
+        """Return what can be told of it now."""
+        now = trio.current_time()
+        life: Life = "starting" if self._cause is None else "restarting"
+        if self.is_alive:
+            life = "serving"
+        elif self._quarantine.is_on:
+            life = "quarantined"
+        return WorkerState(
+            device=self._setup.choice.name,
+            life=life,
+            jail=self._jail,
+            spare=self._spare_state(),
+            deaths=self._quarantine.deaths(now),
+            cause=self._cause,
+            models=frozenset(self._loader.wanted),
+            probe_in_s=max(self._quarantine.next_start_at - now, 0.0) if life == "quarantined" else None,
+        )
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a worker alive until cancelled; started once the first one serves, or has failed to."""
-        failures = 0
-        while True:
-            born = trio.current_time()
-            process = self._new_process()
-            try:
-                await self._live(process, task_status)
-            finally:
-                self._process, self._models = None, None
-                self._changes.announce()
-            if trio.current_time() - born > _LIVED_S:
-                failures = 0
-            delay_s = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-            failures += 1
-            reason = "not_started" if process.death is None else process.death.code
-            self._setup.metrics.worker_died(self._setup.choice.name, reason)
-            log.error(
-                "worker died",
-                extra={"device": self._setup.choice.name, "cause": str(process.death), "restart_in_s": delay_s},
-            )
-            # Whoever waits for this node to be up is not kept waiting by one broken device.
-            self._announce(task_status)
-            await trio.sleep(delay_s)
+        async with trio.open_nursery() as nursery:
+            while True:
+                candidate = self._take_spare() or self._start(nursery)
+                candidate.process.wake()
+                await candidate.decided.wait()
+                if candidate.is_loaded and await self._passes_probe(candidate):
+                    self._serve(candidate)
+                    self._announce(task_status)
+                    if candidate.was_spare:
+                        await self._catch_up(candidate)
+                    self._keep_spare(nursery)
+                    await candidate.process.wait_dead()
+                self._note_death(candidate)
+                # Whoever waits for this node to be up is not kept waiting by one broken device.
+                self._announce(task_status)
+                if self._spare is None or not self._spare.is_loaded:
+                    # What it held is needed for the next one.
+                    await candidate.process.wait_over()
+                await trio.sleep_until(self._quarantine.next_start_at)
 
-    def _new_process(self) -> WorkerProcess:
-        return WorkerProcess(
-            Setup(device=self._setup.choice.name, threads=self._setup.threads),
-            silence_s_max=self._setup.silence_s_max,
-            environment=self._setup.environment,
-        )
+    def _serve(self, candidate: _Candidate) -> None:
+        assert candidate.models is not None
+        self._serving, self._models, self.report = candidate, candidate.models, candidate.models.report
+        if candidate.ready is not None:
+            self._jail = candidate.ready.jail
+        self._changes.announce()
+
+    def _note_death(self, candidate: _Candidate) -> None:
+        """Decide what follows, before anybody hears that this one is gone."""
+        candidate.scope.cancel()
+        death, device = candidate.process.death, self._setup.choice.name
+        self._cause = candidate.fault or str(death)
+        self._setup.metrics.worker_died(device, "not_started" if death is None else death.code)
+        self._quarantine.died(trio.current_time())
+        if self._quarantine.is_on and self._spare is not None:
+            # The probe is a fresh process's: what was wrong may be in this one too.
+            self._spare.scope.cancel()
+            self._spare = None
+        extra = {"device": device, "cause": self._cause, "deaths": self._quarantine.deaths(trio.current_time())}
+        wait_s = self._quarantine.next_start_at - trio.current_time()
+        if self._quarantine.is_on:
+            log.error("device quarantined", extra={**extra, "probe_in_s": wait_s})
+        else:
+            log.error("worker died", extra={**extra, "restart_in_s": wait_s})
+        self._serving, self._models = None, None
+        self._changes.announce()
 
     def _announce(self, task_status: TaskStatus[None]) -> None:
         if not self._announced:
             self._announced = True
             task_status.started()
 
-    async def _live(self, process: WorkerProcess, task_status: TaskStatus[None]) -> None:
-        """Start, load, and serve until the worker dies."""
-        async with trio.open_nursery() as nursery:
+    # Candidates.
+
+    def _start(self, nursery: trio.Nursery, *, is_held: bool = False) -> _Candidate:
+        limits = WorkerLimits(
+            jail=Jail(mode=self._setup.config.jail, readable=self._setup.readable),
+            memory_bytes_max=self._memory_bytes_max(),
+            is_held=is_held,
+        )
+        process = WorkerProcess(
+            Setup(
+                device=self._setup.choice.name,
+                threads=self._setup.threads,
+                memory_percent=self._setup.config.memory_percent,
+            ),
+            silence_s_max=self._setup.rules.silence_s_max,
+            environment=self._setup.environment,
+            limits=limits,
+            command=self._setup.rules.command,
+        )
+        candidate = _Candidate(process)
+        nursery.start_soon(self._live, candidate)
+        return candidate
+
+    def _memory_bytes_max(self) -> int:
+        """Return what a worker may hold of this machine's memory: its part, or what is free of it."""
+        cpu, config = read_cpu(), self._setup.config
+        found = min(cpu.memory_free_bytes, cpu.memory_total_bytes * config.memory_percent // 100)
+        if self._setup.choice.kind == "cpu" and config.memory_bytes_max:
+            # A tenth more than is planned for: arithmetic knows no allocator.
+            found = min(found, config.memory_bytes_max * 11 // 10)
+        return found
+
+    async def _live(self, candidate: _Candidate) -> None:
+        """Start, load, and keep a worker until it dies or is given up."""
+        with candidate.scope:
             try:
-                with trio.fail_after(START_S_MAX):
-                    ready = await nursery.start(process.run)
-                models = await self._loader.load_all(process, ready)
-            except (WorkerDiedError, trio.TooSlowError) as exc:
-                log.warning("worker not started", extra={"device": self._setup.choice.name, "cause": str(exc)})
-                nursery.cancel_scope.cancel()
-                return
-            self._process, self._models, self.report = process, models, models.report
-            self._changes.announce()
-            self._announce(task_status)
+                async with trio.open_nursery() as nursery:
+                    await self._load(candidate, nursery)
+                    candidate.decided.set()
+            except* WorkerDiedError:
+                pass  # it is in ``process.death``
+        candidate.decided.set()
+
+    async def _load(self, candidate: _Candidate, nursery: trio.Nursery) -> None:
+        """Raises: WorkerDiedError."""
+        nursery.start_soon(candidate.process.run)
+        await candidate.process.wait_woken()
+        try:
+            with trio.fail_after(START_S_MAX):
+                candidate.ready = await candidate.process.wait_ready()
+        except trio.TooSlowError:
+            candidate.fault = f"it was not ready within {START_S_MAX:g} s"
+            candidate.scope.cancel()
+            return
+        candidate.models = await self._loader.load_all(candidate.process, candidate.ready)
+
+    async def _passes_probe(self, candidate: _Candidate) -> bool:
+        """Let a candidate of a quarantined device compute before it serves; one that fails is dead after this."""
+        if not self._quarantine.is_on:
+            return True
+        try:
+            assert candidate.models is not None
+            if loaded := [model for model in candidate.models.served if model.is_loaded]:
+                await measure_model(candidate.process, loaded[0].model_id)
+        except ExecutionError as exc:
+            candidate.fault = f"the probe failed: {exc}"
+            return False
+        self._quarantine.passed()
+        return True
+
+    # The spare.
+
+    async def _catch_up(self, candidate: _Candidate) -> None:
+        """Serve what was asked for, and only that, where a spare loaded its models before."""
+        models, wanted = candidate.models, dict(self._loader.wanted)
+        assert models is not None
+        known = {model.model_id for model in models.served}
+        if known == wanted.keys():
+            return
+        for model_id in known | wanted.keys():
+            try:
+                if model_id not in wanted:
+                    await models.unload(model_id)
+                elif model_id not in known:
+                    await models.load_at_start(wanted[model_id])
+            except (ModelError, ExecutionError) as exc:
+                log.warning("model left out", extra={"model": model_id.hex(), "cause": str(exc)})
+        self._changes.announce()
+
+    def _take_spare(self) -> _Candidate | None:
+        spare, self._spare = self._spare, None
+        return None if spare is None or spare.process.death is not None else spare
+
+    def _keep_spare(self, nursery: trio.Nursery) -> None:
+        if self._setup.config.warm_spare:
+            self._spare = self._start(nursery, is_held=not self._fits_twice())
+            self._spare.was_spare = True
+
+    def _fits_twice(self) -> bool:
+        """Whether the device holds all models a second time."""
+        if self.report is None:
+            return False
+        report, needed = self.report, sum(model.memory_bytes for model in self.served if model.is_loaded)
+        budget = device_budget(
+            report.kind,
+            total_bytes=report.memory_total_bytes,
+            free_bytes=report.memory_free_bytes,
+            percent=self._setup.config.memory_percent,
+            bytes_max=self._setup.config.memory_bytes_max,
+        )
+        return 2 * needed + FIXED_BYTES[report.kind] <= budget
+
+    def _spare_state(self) -> Spare:
+        if self._spare is None or self._spare.process.death is not None:
+            return "none"
+        if self._spare.is_loaded:
+            return "loaded"
+        return "held" if self._spare.process.is_held else "starting"

@@ -27,6 +27,8 @@ class Setup(Frame, frozen=True, kw_only=True):
 
     device: str
     threads: int
+    memory_percent: int = 100
+    """Of a CUDA device's memory, what the worker may fill; a CPU worker is watched from outside."""
 
 
 class Load(Frame, frozen=True, kw_only=True):
@@ -101,6 +103,8 @@ class Ready(Frame, frozen=True, kw_only=True):
     memory_total_bytes: int | None = None
     memory_free_bytes: int | None = None
     uuid: str | None = None
+    jail: str = "none"
+    """What confines the worker, such as ``landlock+seccomp``."""
 
 
 class Loaded(Frame, frozen=True, kw_only=True):
@@ -131,6 +135,13 @@ class Failed(Frame, frozen=True, kw_only=True):
     message: str
 
 
+class Fault(Frame, frozen=True, kw_only=True):
+    """The worker's last words: it ends now, and every request with it; ``code`` as in ``Failed``."""
+
+    code: str
+    message: str
+
+
 class StepPiece(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     request: int
     tokens: tuple[int, ...]
@@ -145,7 +156,7 @@ class Step(Frame, frozen=True, kw_only=True):
 
 
 ToWorker: TypeAlias = Setup | Load | Unload | Prepare | Start | Cancel | Measure
-FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Failed | Step
+FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Failed | Fault | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import trio
 
+from node.execution.worker_state import WorkerState
 from protocol.task import FinishReason, GenerateInput, Sampling
 from protocol.units import ModelId
 
@@ -83,6 +84,8 @@ class Executor(Protocol):
     def devices(self) -> tuple[DeviceReport, ...]: ...
 
     def models(self) -> tuple[ServedModel, ...]: ...
+
+    def workers(self) -> tuple[WorkerState, ...]: ...
 
     async def load(self, model_id: ModelId) -> ServedModel:
         """Bring a model onto a device and serve it from now on; at once if it is there.

@@ -29,6 +29,7 @@ from node.execution.memory_plan import (
 from node.execution.residency import MEMORY, Residency
 from node.execution.shape import LlamaShape, read_shape
 from node.execution.worker_process import WorkerProcess
+from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
 from protocol.units import ModelId
 
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 
 # A hundred gigabytes from a disk that reads 200 MB/s.
 LOAD_S_MAX: Final = 600.0
-# A pass of a full batch takes 0.2 s here; on a machine that swaps it has taken 20 s.
-SILENCE_S_MAX: Final = 60.0
 # Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
 # core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
 # from the literature: not run on a GPU yet.
@@ -76,7 +75,9 @@ class DeviceSetup:
     nvml: tuple[NvmlDevice, ...]
     environment: dict[str, str]
     metrics: Metrics
-    silence_s_max: float = SILENCE_S_MAX
+    rules: WorkerRules
+    readable: tuple[str, ...] = ()
+    """Folders that a worker in the jail may read beside its own libraries: where models lie."""
 
 
 class ModelLoader:
@@ -240,7 +241,7 @@ class DeviceModels:
             is_pinned = fit.model.name in self._loader.setup.config.pinned
             self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             if model_id not in self._loader.measured:
-                self._loader.measured[model_id] = await _measure(self._process, model_id)
+                self._loader.measured[model_id] = await measure_model(self._process, model_id)
             self._entries[model_id] = self._entry(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
 
@@ -270,7 +271,12 @@ class DeviceModels:
         )
 
 
-async def _measure(process: WorkerProcess, model_id: ModelId) -> Measured:
+async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:
+    """Return how fast the device and this model are now.
+
+    Raises:
+        ExecutionError, WorkerDiedError: it could not be measured.
+    """
     with process.open_request(1) as request:
         await request.send(Measure(request=request.number, model=model_id))
         answer = await request.receive()

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 from trio import TaskStatus
@@ -19,8 +19,10 @@ from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
-from node.execution.loading import SILENCE_S_MAX, DeviceSetup, LocalModel
+from node.execution.loading import DeviceSetup, LocalModel
 from node.execution.worker_process import Request
+from node.execution.worker_rules import WorkerRules
+from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
 from protocol.task import GenerateInput, Sampling
 from protocol.units import ModelId
@@ -28,6 +30,7 @@ from protocol.units import ModelId
 log = logging.getLogger(__name__)
 
 ALL_MODELS = "*"
+_RULES: Final = WorkerRules()
 
 
 class ModelSource(Protocol):
@@ -56,13 +59,13 @@ class WorkerPool:
         store: ModelSource,
         serve: tuple[str, ...],
         *,
-        silence_s_max: float = SILENCE_S_MAX,
+        rules: WorkerRules = _RULES,
         metrics: Metrics | None = None,
     ) -> None:
         """Without ``metrics`` nobody looks at what is counted."""
         self.metrics = Metrics() if metrics is None else metrics
         self._config, self._store, self._serve = config, store, serve
-        self._silence_s_max = silence_s_max
+        self._rules = rules
         self._workers: tuple[DeviceWorker, ...] = ()
         self._held: dict[str, _Held] = {}
         self._changes = Changes()
@@ -99,6 +102,10 @@ class WorkerPool:
     def models(self) -> tuple[ServedModel, ...]:
         """Return what answers now: nothing of a device whose worker is being restarted."""
         return tuple(model for worker in self._workers for model in worker.served)
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        """Return how the worker of each device is."""
+        return tuple(worker.state() for worker in self._workers)
 
     async def wait_change(self) -> None:
         """Return when ``models()`` may give something else than now: a worker died, or serves again."""
@@ -255,7 +262,9 @@ class WorkerPool:
                 nvml=nvml,
                 environment=worker_environment(choice, os.environ, threads),
                 metrics=self.metrics,
-                silence_s_max=self._silence_s_max,
+                rules=self._rules,
+                # The store itself: what is added to it later lies there too.
+                readable=tuple({str(model.folder.parent) for model in models}),
             )
             for choice in choose_devices(self._config.devices, nvml, os.environ)
         ]

@@ -6,12 +6,11 @@ but its jobs: garbage or silence on the socket ends it.
 
 import itertools
 import logging
-import math
-import os
 import socket
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias
 
 import trio
@@ -22,12 +21,15 @@ from node.execution.frames import (
     LENGTH_BYTES,
     Cancel,
     Failed,
+    Fault,
     FromWorker,
     Loaded,
     Measured,
+    Prepare,
     Prepared,
     Ready,
     Setup,
+    Start,
     Step,
     ToWorker,
     Unloaded,
@@ -36,27 +38,32 @@ from node.execution.frames import (
     frame_length,
 )
 from node.execution.interface import Piece
+from node.execution.jail import Jail
+from node.execution.spawn import COMMAND, WorkerLimits, say_status, spawn, wait_end
+from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_bytes
 
 log = logging.getLogger(__name__)
 
 Answer: TypeAlias = Loaded | Unloaded | Prepared | Measured
 Event: TypeAlias = Answer | Piece | ExecutionError
 
-MODULE: Final = "node.execution.engine.worker"
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
 _OUTBOX_FRAMES: Final = 1024
 # Its socket closes a moment before a process ends; killed in between, it could not tell why it did.
 _EXIT_S: Final = 0.5
+# A process that held much memory may take seconds to go; its jobs do not wait for that.
+_TOLD_S: Final = 0.3
 _READ_BYTES: Final = 1 << 16
 _REFUSALS: Final = ("model_unknown", "context_exceeded", "input")
-# Nothing secret reaches a worker. Thread pools sleep while they wait: with spinning ones, two nodes on one
-# machine halve each other's speed (102 against 49 tokens/s measured).
-_ENVIRONMENT: Final = {
-    "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "0",
-    "PYTHONUNBUFFERED": "1",
-}
-_ENVIRONMENT_KEPT: Final = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_HOME", "PYTHONPATH")
+_NO_LIMITS: Final = WorkerLimits(jail=Jail(mode="off"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    """Why a worker ended, for machines and for people."""
+
+    code: str
+    text: str
 
 
 class WorkerProcess:
@@ -68,20 +75,31 @@ class WorkerProcess:
         *,
         silence_s_max: float,
         environment: Mapping[str, str],
-        command: Sequence[str] = (sys.executable, "-P", "-m", MODULE),
+        limits: WorkerLimits = _NO_LIMITS,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self._setup = setup
-        self._silence_s_max = silence_s_max
         self._environment = environment
+        self._limits = limits
         # Tests bring workers that misbehave.
         self._command = command
         self._numbers = itertools.count(1)
         self._events: dict[int, trio.MemorySendChannel[Event]] = {}
         self._silences: dict[int, float] = {}
+        self._patience = Patience(silence_s_max)
+        self._alarm = trio.CancelScope()
+        self._is_stuffed = False
+        self._has_work = trio.Event()
         self._outbox, self._outgoing = trio.open_memory_channel[bytes](_OUTBOX_FRAMES)
-        self._patience = trio.CancelScope()
+        self._wanted = trio.Event()
+        if not limits.is_held:
+            self._wanted.set()
         self._death: WorkerDiedError | None = None
-        self._ready = False
+        self._over = trio.Event()
+        self._ready: Ready | None = None
+        self._decided = trio.Event()
+        """It is ready, or dead."""
+        self._dead = trio.Event()
         self.pid: int | None = None
 
     @property
@@ -92,32 +110,67 @@ class WorkerProcess:
     async def run(self, *, task_status: TaskStatus[Ready] = trio.TASK_STATUS_IGNORED) -> None:
         """Spawn the worker and serve it until it dies or this is cancelled; no process is left then.
 
-        It dies when it ends, sends garbage, or owes something and is silent for too long; ``death`` tells.
+        It dies when it ends, sends garbage, owes something and is silent for too long, or holds more memory than
+        it may; ``death`` tells.
 
         Raises:
             WorkerDiedError: it died before it was ready; later deaths return.
         """
         ours, theirs = socket.socketpair()
         try:
-            # From the main thread: the kernel's parent-death signal follows the thread that forked, and trio's
-            # own open_process forks in a worker thread that retires after ten idle seconds.
-            process = self._spawn(theirs)
+            process = spawn(self._command, theirs, self._limits.jail, self._environment)
         except OSError as exc:
             ours.close()
+            self._bury(WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died"))
+            self._over.set()
             raise WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died") from exc
         finally:
             theirs.close()
         self.pid = process.pid
-        cause, grace_s = "the worker was stopped", 0.0
+        cause, grace_s = _Cause("worker_died", "the worker was stopped"), 0.0
         try:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                cause, grace_s = await self._converse(stream, task_status), _EXIT_S
+                cause = await self._converse(stream, task_status)
+                # What is silent or too large is not waited for.
+                grace_s = _EXIT_S if cause.code not in ("worker_hung", "worker_memory") else 0.0
         finally:
-            status = await _end(process, grace_s)
-            self._bury(WorkerDiedError(f"{cause} (exit status {status})", code="worker_died"))
-        if not self._ready:
+            await self._end(process, cause, grace_s)
+        if self._ready is None:
             assert self._death is not None
             raise self._death
+
+    def wake(self) -> None:
+        """Let a worker that was held take its device."""
+        self._wanted.set()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits for ``wake``."""
+        return not self._wanted.is_set()
+
+    async def wait_woken(self) -> None:
+        """Return once it was woken, or at once where it was not held."""
+        await self._wanted.wait()
+
+    async def wait_ready(self) -> Ready:
+        """Return what it told of its device.
+
+        Raises:
+            WorkerDiedError: it died before.
+        """
+        await self._decided.wait()
+        if self._ready is None:
+            assert self._death is not None
+            raise self._death
+        return self._ready
+
+    async def wait_dead(self) -> None:
+        """Return when ``death`` says why it serves no more; its process may still hold memory."""
+        await self._dead.wait()
+
+    async def wait_over(self) -> None:
+        """Return when no process is left of it."""
+        await self._over.wait()
 
     async def send(self, frame: ToWorker) -> None:
         """Queue one frame; waits while the worker is far behind.
@@ -127,6 +180,8 @@ class WorkerProcess:
         """
         if self._death is not None:
             raise self._death
+        # Before it is sent: the answer may be here when the sending returns.
+        self._note_asked(frame)
         try:
             await self._outbox.send(encode_frame(frame))
         except trio.BrokenResourceError as exc:
@@ -145,58 +200,65 @@ class WorkerProcess:
         number = next(self._numbers)
         sender, receiver = trio.open_memory_channel[Event](events_max)
         self._events[number] = sender
-        self._silences[number] = silence_s_max or self._silence_s_max
-        self._show_patience()
+        if silence_s_max is not None:
+            self._silences[number] = silence_s_max
         return Request(self, number, receiver)
 
     def close_request(self, number: int, *, finished: bool) -> None:
         """Forget a request, and tell the worker unless it has ended there by itself."""
         self._events.pop(number, None)
         self._silences.pop(number, None)
-        self._show_patience()
+        self._patience.over(number)
+        self._set_alarm()
         if finished or self._death is not None:
             return
         try:
             self._outbox.send_nowait(encode_frame(Cancel(request=number)))
         except trio.WouldBlock:
             # A thousand frames unread: it is stuck, and its slots would stay taken.
-            self._patience.cancel()
+            self._is_stuffed = True
+            self._alarm.cancel()
         except trio.BrokenResourceError:
             pass
 
-    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
-        kept = {name: os.environ[name] for name in _ENVIRONMENT_KEPT if name in os.environ}
-        return subprocess.Popen(  # noqa: S603  our own interpreter and module
-            [*self._command, str(theirs.fileno()), str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={**kept, **_ENVIRONMENT, **self._environment},
-            # Ctrl-C in a terminal goes to the daemon alone, which tells peers before it ends its workers.
-            process_group=0,
-        )
+    async def _end(self, process: subprocess.Popen[bytes], cause: _Cause, grace_s: float) -> None:
+        """Kill the process unless it ends by itself within ``grace_s``, and tell all who wait for it."""
+        with trio.CancelScope(shield=True):
+            with trio.move_on_after(grace_s):
+                await wait_end(process)
+            process.kill()
+            with trio.move_on_after(_TOLD_S):
+                await wait_end(process)
+            self._bury(WorkerDiedError(f"{cause.text} ({say_status(process.returncode)})", code=cause.code))
+            await wait_end(process)
+        self._over.set()
 
-    async def _converse(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> str:
+    async def _converse(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> _Cause:
         """Move frames both ways and return why it ended."""
-        cause = "the worker ended"
+        causes: list[_Cause] = []
+
+        async def watch(look: Callable[[], Awaitable[_Cause]]) -> None:
+            causes.append(await look())
+            nursery.cancel_scope.cancel()
+
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, stream)
-            with self._patience:
-                cause = await self._read(stream, task_status)
-            if self._patience.cancelled_caught:
-                cause = f"the worker held {self.jobs} jobs and was silent for too long"
-            nursery.cancel_scope.cancel()
-        return cause
+            nursery.start_soon(watch, partial(self._read, stream, task_status))
+            nursery.start_soon(watch, self._watch_signs)
+            if self._limits.memory_bytes_max is not None:
+                nursery.start_soon(watch, partial(self._watch_memory, self._limits.memory_bytes_max))
+        return causes[0]
 
     async def _write(self, stream: trio.SocketStream) -> None:
         try:
+            await self._wanted.wait()
             await stream.send_all(encode_frame(self._setup))
             async for data in self._outgoing:
                 await stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the reader finds out why
 
-    async def _read(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> str:
+    async def _read(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> _Cause:
         buffer = bytearray()
         while True:
             try:
@@ -204,29 +266,74 @@ class WorkerProcess:
             except trio.BrokenResourceError:
                 data = b""
             if not data:
-                return "the worker ended"
+                return _Cause("worker_died", "the worker ended")
             buffer += data
-            self._show_patience()
             try:
                 for frame in _take_frames(buffer):
-                    if isinstance(frame, Ready) and not self._ready:
-                        self._ready = True
+                    if isinstance(frame, Fault):
+                        return _Cause(frame.code, frame.message)
+                    if isinstance(frame, Ready) and self._ready is None:
+                        self._ready = frame
+                        self._decided.set()
                         task_status.started(frame)
                     else:
                         self._deliver(frame)
             except ValueError as exc:
-                return f"the worker sent garbage: {exc}"
+                return _Cause("worker_died", f"the worker sent garbage: {exc}")
+            self._set_alarm()
+
+    async def _watch_signs(self) -> _Cause:
+        """Return once the worker has been silent for too long about something that it owes."""
+        while True:
+            self._alarm = trio.CancelScope(deadline=self._patience.ends_at())
+            with self._alarm:
+                await trio.sleep_forever()
+            # What it said while this process itself was held up is read first.
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            now = trio.current_time()
+            if self._is_stuffed or self._patience.ends_at() <= now:
+                text = f"the worker held {self.jobs} jobs, and {self._patience.describe(now)}"
+                return _Cause("worker_hung", text)
+
+    async def _watch_memory(self, bytes_max: int) -> _Cause:
+        """Return once the worker holds more than ``bytes_max``: before the machine swaps.
+
+        A measurement and no polling: nothing tells how much memory another process holds. Only while it works.
+        """
+        assert self.pid is not None
+        while True:
+            await self._has_work.wait()
+            held = resident_bytes(self.pid)
+            if held is not None and held > bytes_max:
+                return _Cause(
+                    "worker_memory",
+                    f"the worker held {held >> 20} MiB of memory, it may hold {bytes_max >> 20} MiB",
+                )
+            await trio.sleep(MEMORY_PERIOD_S)
 
     def _deliver(self, frame: FromWorker) -> None:
+        now = trio.current_time()
         match frame:
             case Step(pieces=pieces):
+                self._patience.stepped(now)
                 for piece in pieces:
+                    self._patience.began(piece.request)
                     event = Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish)
                     self._deliver_event(piece.request, event)
+                    if piece.finish is not None:
+                        self._patience.over(piece.request)
             case Failed(request=request, code=code, message=message):
+                self._patience.failed(request, now)
+                self._patience.over(request)
                 kind = JobRefusedError if code in _REFUSALS else ExecutionError
                 self._deliver_event(request, kind(message, code=code))
-            case Loaded() | Unloaded() | Prepared() | Measured():
+            case Prepared(request=request):
+                self._patience.read(request, now)
+                self._deliver_event(request, frame)
+            case Loaded() | Unloaded() | Measured():
+                self._patience.worked(now)
+                self._patience.over(frame.request)
                 self._deliver_event(frame.request, frame)
             case _:
                 raise ValueError(f"unexpected {type(frame).__name__}")
@@ -242,13 +349,31 @@ class WorkerProcess:
         except trio.BrokenResourceError:
             pass
 
-    def _show_patience(self) -> None:
-        """Wait for a worker that owes something only so long after its last sign of life."""
-        self._patience.deadline = trio.current_time() + max(self._silences.values(), default=math.inf)
+    def _note_asked(self, frame: ToWorker) -> None:
+        """Count what a frame asks for among what the worker owes."""
+        if isinstance(frame, Setup | Cancel) or frame.request not in self._events:
+            return
+        phase: Phase = "reading" if isinstance(frame, Prepare) else "task"
+        if isinstance(frame, Start):
+            phase = "prompt"
+        self._patience.asked(
+            frame.request, phase, trio.current_time(), silence_s_max=self._silences.get(frame.request)
+        )
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        self._alarm.deadline = self._patience.ends_at()
+        if self._patience.owes:
+            self._has_work.set()
+        elif self._has_work.is_set():
+            self._has_work = trio.Event()
 
     def _bury(self, death: WorkerDiedError) -> None:
         self._death = death
         self._outgoing.close()
+        self._wanted.set()
+        self._decided.set()
+        self._dead.set()
         for channel in self._events.values():
             # Closing is what a reader finds after the pieces that did arrive.
             channel.close()
@@ -302,17 +427,6 @@ class Request:
         if not isinstance(event, Prepared) and not (isinstance(event, Piece) and event.finish is None):
             self._finished = True
         return event
-
-
-async def _end(process: subprocess.Popen[bytes], grace_s: float) -> int:
-    """Return the exit status of ``process``, which is killed unless it ends by itself within ``grace_s``."""
-    with trio.CancelScope(shield=True):
-        with trio.move_on_after(grace_s):
-            await trio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
-        process.kill()
-        await trio.to_thread.run_sync(process.wait)
-    assert process.returncode is not None
-    return process.returncode
 
 
 def _take_frames(buffer: bytearray) -> list[FromWorker]:

@@ -41,20 +41,27 @@ class OwnAdvert:
         self._party, self._provider, self._executor, self._admission = party, provider, executor, admission
         self._network = network
         self._config = config
+        self._has_offered = False
 
     def compose(self, life: AdvertLife) -> Signed[Advert] | None:
-        """Return the signed advert; None while no model answers here, or no place is given away."""
+        """Return the signed advert; None before a model has answered here and a place been given away.
+
+        Afterwards an advert without offers takes the offers back: others would go on asking until it ended.
+        """
         # A model on several devices is one offer: of its slowest device, since a job may run on any.
         slowest = sorted(self._executor.models(), key=lambda model: -model.tokens_per_s_milli)
         offers = [_offer(model, self._provider.prices) for model in {it.model_id: it for it in slowest}.values()]
         if not offers or self._admission.slots == 0 or self._admission.draining:
-            return None
+            if not self._has_offered:
+                return None
+            offers = []
+        self._has_offered = True
         offers = offers[: limits.MODELS_MAX]
         while True:
             try:
                 return self._party.sign(self._advert(life, offers))
             except LocalProtocolError as exc:
-                if exc.reason is not Reason.SIZE or len(offers) == 1:
+                if exc.reason is not Reason.SIZE or len(offers) <= 1:
                     raise
                 log.warning("model left out of the advert: it is full", extra={"model": offers[-1].name})
                 offers = offers[:-1]

@@ -21,7 +21,7 @@ from node.errors import (
 from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
-from node.market.admission import Admission, Hold, Place, Refused
+from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
 from node.market.journal import JobRecord, Step
 from node.market.late import LateContract
 from node.market.party import Line, Party
@@ -385,6 +385,8 @@ class Provider:
         for model in self._executor.models():
             if model.model_id == model_id:
                 return model
+        if any(worker.is_coming(model_id) for worker in self._executor.workers()):
+            raise Refused(DeclineCode.BUSY, "its worker is being started again", retry_after_ms=RETRY_MS)
         raise Refused(DeclineCode.MODEL_UNKNOWN, "this model is not served here now")
 
     async def _prepare(self, contract: Signed[Contract], task_input: GenerateInput) -> Prompt:

@@ -15,6 +15,7 @@ import trio
 
 from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.worker_state import WorkerState
 from protocol.task import FinishReason, GenerateInput, Sampling, unpack_tokens
 from protocol.units import ModelId
 
@@ -92,6 +93,9 @@ class ScriptedWorkers:
             scope.cancel()
 
     def devices(self) -> tuple[DeviceReport, ...]:
+        return ()
+
+    def workers(self) -> tuple[WorkerState, ...]:
         return ()
 
     def models(self) -> tuple[ServedModel, ...]:

@@ -38,6 +38,7 @@ SHAPES = [
             "peers_connected": 1,
             "models": ["tiny"],
             "devices": [DEVICE],
+            "workers": [],
             "jobs": {"running": 0, "waiting": 0},
             "earned_microcredits": 0,
             "spent_microcredits": 0,

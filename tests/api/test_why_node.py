@@ -7,6 +7,7 @@ import pytest
 
 from node.api.why_node import why_node
 from tests.api.fakes import FACTS
+from tests.fakes import worker_state
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def test_what_stands_in_the_way_is_named_with_what_to_do(
         ({"doubted": 2}, "doubted"),
         ({"offering_free": 0}, "busy"),
         ({"other_versions": 4}, "version"),
+        ({"workers": (worker_state(life="quarantined", deaths=3, probe_in_s=9.0),)}, "quarantine"),
     ],
 )
 def test_what_is_worth_knowing_blocks_nothing(changed: dict[str, Any], code: str) -> None:

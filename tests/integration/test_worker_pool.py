@@ -15,6 +15,7 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.interface import Piece, Prompt
 from node.execution.pool import WorkerPool
+from node.execution.worker_rules import WorkerRules
 from node.models.store import ModelStore, StoredModel
 from protocol.task import ChatMessage, GenerateInput, Sampling
 from protocol.units import ModelId
@@ -49,7 +50,7 @@ async def start(store: ModelStore, nursery: trio.Nursery) -> AsyncIterator[Start
     async def start_pool(
         *, config: WorkerSection = CONFIG, serve: tuple[str, ...] = ("tiny",), silence_s_max: float = 60.0
     ) -> WorkerPool:
-        pool = WorkerPool(config, store, serve, silence_s_max=silence_s_max)
+        pool = WorkerPool(config, store, serve, rules=WorkerRules(silence_s_max=silence_s_max))
         with trio.fail_after(60):
             await nursery.start(pool.run)
         pids.extend(worker_pids())
@@ -64,7 +65,7 @@ def worker_pids() -> list[int]:
     found = subprocess.run(
         ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
     )
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "engine.worker" in line]
+    return [int(line.split()[0]) for line in found.stdout.splitlines() if "engine.worker_main" in line]
 
 
 def say(text: str, **fields: object) -> GenerateInput:
@@ -204,7 +205,8 @@ async def test_jobs_fail_and_another_worker_serves_when_one_is_killed_or_stuck(
             if signal_number == signal.SIGSEGV:
                 os.kill(pid, signal.SIGCONT)
     assert pool.models() == ()
-    assert samples(pool.metrics)["souk_worker_restarts_total", ("cpu", "worker_died")] == 1
+    code = "worker_hung" if signal_number == signal.SIGSTOP else "worker_died"
+    assert samples(pool.metrics)["souk_worker_restarts_total", ("cpu", code)] == 1
     with pytest.raises(WorkerDiedError):
         await pool.generate(held, Sampling(), tokens_out_max=8, sink=sink)
     with pytest.raises(WorkerDiedError, match="being restarted"):
@@ -279,6 +281,7 @@ import sys, trio
 from pathlib import Path
 from node.config import WorkerSection
 from node.execution.pool import WorkerPool
+from node.execution.worker_rules import WorkerRules
 from node.models.store import ModelStore
 
 async def main():

@@ -82,7 +82,7 @@ async def test_leaving_a_request_cancels_it_in_the_worker_unless_it_has_ended_th
     ("script", "cause"),
     [
         ("sys.exit(7)", r"the worker ended \(exit status 7\)"),
-        ("os.abort()", r"the worker ended \(exit status -6\)"),
+        ("os.abort()", r"the worker ended \(exit status -6, SIGABRT\)"),
         ("raw(b'\\xff\\xff\\xff\\xff' + b'x' * 100); receive()", "garbage"),
         ("raw(b'\\x00\\x00\\x00\\x03abc'); receive()", "garbage"),
     ],

@@ -57,6 +57,17 @@ async def test_node_advertises_nothing_when_it_serves_nothing_or_drains(world: W
     assert node.own_advert.compose(LIFE) is None
 
 
+async def test_node_takes_its_offers_back_when_it_serves_nothing_any_more(world: World) -> None:
+    executor = WithDevice()
+    node = await world.node("p", executor=executor)
+    assert node.own_advert.compose(LIFE) is not None
+    executor.served = ()
+    taken_back = node.own_advert.compose(LIFE)
+    # An advert that is merely not renewed holds for its lifetime: peers would ask until then.
+    assert taken_back is not None and taken_back.message.offers == ()
+    assert read_untrusted(taken_back.envelope.raw, network=NETWORK, allowed=(Advert,)).message.slots_free == 8
+
+
 async def test_models_are_left_out_when_the_advert_is_full(world: World) -> None:
     served = tuple(served_model("m" * 60 + str(number)) for number in range(20))
     node = await world.node("p", executor=ScriptedExecutor(served=served))

@@ -6,6 +6,7 @@ import trio
 
 from node.config import MarketSection
 from node.errors import ExecutionError, JobRefusedError
+from node.execution.worker_state import WorkerState
 from node.market.admission import Place
 from node.market.order import JobFailedError
 from node.market.party import Line
@@ -16,7 +17,7 @@ from protocol.signed import Signed, sign
 from protocol.states import ProviderState
 from protocol.task import GenerateInput, encode_input
 from protocol.units import MessageId, Microcredits, NetworkId, UnixMs
-from tests.fakes import Script, ScriptedExecutor, served_model, signer_of
+from tests.fakes import Script, ScriptedExecutor, served_model, signer_of, worker_state
 from tests.market.rogues import DATA, SALT, honest_contract, job_line
 from tests.market.world import Node, World, buy, order
 
@@ -110,6 +111,23 @@ async def test_contract_is_declined_when_the_worker_refuses(
     requester, provider = await make_pair(world, ScriptedExecutor(script=Script(refusal=refusal)))
     answer = await answer_to(requester, provider, honest_contract(requester, provider))
     assert isinstance(answer, Decline) and answer.code == code and str(refusal) in answer.message
+
+
+class Restarting(ScriptedExecutor):
+    def workers(self) -> tuple[WorkerState, ...]:
+        return (worker_state(life="restarting", models=frozenset({served_model().model_id})),)
+
+
+async def test_order_waits_for_a_worker_that_is_being_started_again(world: World) -> None:
+    executor = Restarting()
+    requester, provider = await make_pair(world, executor)
+    contract = honest_contract(requester, provider)
+    unknown = honest_contract(requester, provider, model_id=bytes(32))
+    executor.served = ()
+    answer = await answer_to(requester, provider, contract)
+    assert isinstance(answer, Decline) and answer.code == "busy" and answer.retry_after_ms
+    other = await answer_to(requester, provider, unknown)
+    assert isinstance(other, Decline) and other.code == "model_unknown"
 
 
 async def test_place_is_given_back_when_a_worker_hangs_over_the_prompt(world: World) -> None:

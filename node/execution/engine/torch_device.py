@@ -33,6 +33,12 @@ def open_device(name: str, threads: int) -> torch.device:
     return device
 
 
+def limit_memory(device: torch.device, percent: int) -> None:
+    """Let torch fill at most ``percent`` of a CUDA device: beyond that it fails, and the device serves others."""
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(percent / 100, device)
+
+
 def describe_device(device: torch.device) -> Ready:
     """Return what torch knows of the device; dtypes are ordered by what should be served."""
     runtime = f"torch {torch.__version__.split('+')[0]}"

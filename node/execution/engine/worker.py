@@ -1,31 +1,28 @@
-"""``python -m node.execution.engine.worker <socket fd> <parent pid>``: the process that runs models.
+"""What a worker process does once it is one: the models of a device, and what is asked of them.
 
 Two threads: one reads frames and tokenises prompts, the main one steps the engines. The process ends when its
-parent does, and on any error that is not one request's own: its parent starts another one.
+parent does, and on any error that is not one request's own: its parent starts another one. How it begins and is
+confined is ``worker_main.py``'s business.
 """
 
-import contextlib
-import ctypes
 import os
 import queue
-import signal
-import socket
-import sys
 import threading
 import traceback
 from typing import Final, TypeAlias, assert_never
 
+import msgspec
 import torch
 
 from node.errors import ExecutionError, NodeError
+from node.execution.engine.faults import tell_fault
+from node.execution.engine.link import Link
 from node.execution.engine.measure import decode_tokens_per_s_milli, matmul_gflops, read_mb_per_s
 from node.execution.engine.served import HeldPrompt, ServedModel, load_served
-from node.execution.engine.torch_device import describe_device, give_back_memory, open_device
+from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
-    LENGTH_BYTES,
     Cancel,
     Failed,
-    FromWorker,
     Load,
     Loaded,
     Measure,
@@ -35,53 +32,20 @@ from node.execution.frames import (
     Setup,
     Start,
     Step,
-    ToWorker,
     Unload,
     Unloaded,
-    decode_to_worker,
-    encode_frame,
-    frame_length,
 )
 
-_PR_SET_PDEATHSIG: Final = 1
 EXIT_FAULT: Final = 1
-EXIT_ORPHAN: Final = 3
 
 Work: TypeAlias = Load | Unload | HeldPrompt | Start | Cancel | Measure
-
-
-class Link:
-    """The socket to the daemon; both threads send, one receives."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._file = sock.makefile("rb")
-        self._sending = threading.Lock()
-
-    def send(self, frame: FromWorker) -> None:
-        data = encode_frame(frame)
-        with self._sending:
-            self._socket.sendall(data)
-
-    def receive(self) -> ToWorker | None:
-        """Return the next frame, ``None`` once the daemon is gone."""
-        try:
-            prefix = self._file.read(LENGTH_BYTES)
-            if len(prefix) < LENGTH_BYTES:
-                return None
-            length = frame_length(prefix)
-            body = self._file.read(length)
-        except ConnectionResetError:
-            # Killed with something of ours unread.
-            return None
-        return decode_to_worker(body) if len(body) == length else None
 
 
 class Worker:
     """The models of one device, and what is asked of them."""
 
     def __init__(self, link: Link, device: torch.device) -> None:
-        self._link, self._device = link, device
+        self.link, self._device = link, device
         # Filled by the reader, which the daemon's own bound on jobs holds back.
         self.inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
         self._models: dict[bytes, ServedModel] = {}
@@ -90,7 +54,7 @@ class Worker:
 
     def read(self) -> None:
         """Take frames until the daemon is gone, which ends the process. Runs in its own thread."""
-        while (frame := self._link.receive()) is not None:
+        while (frame := self.link.receive()) is not None:
             match frame:
                 case Prepare():
                     self._prepare(frame)
@@ -118,7 +82,7 @@ class Worker:
             for piece in pieces:
                 if piece.finish is not None:
                     self._owner.pop(piece.request, None)
-            self._link.send(Step(pieces=pieces))
+            self.link.send(Step(pieces=pieces))
 
     def _handle(self, work: Work) -> None:
         match work:
@@ -144,20 +108,20 @@ class Worker:
             self._models[load.model] = load_served(load, self._device)
         except Exception as exc:  # a model that cannot be loaded leaves the others; files are wrong in many ways
             message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
-            self._link.send(Failed(request=load.request, code="load", message=message))
+            self.link.send(Failed(request=load.request, code="load", message=message))
         else:
-            self._link.send(Loaded(request=load.request))
+            self.link.send(Loaded(request=load.request))
 
     def _unload(self, frame: Unload) -> None:
         served = self._models.get(frame.model)
         is_held = any(held.model == frame.model for held in self._held.values())
         if is_held or (served is not None and not served.engine.idle):
-            self._link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
+            self.link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
             return
         self._models.pop(frame.model, None)
         del served
         give_back_memory(self._device)
-        self._link.send(Unloaded(request=frame.request))
+        self.link.send(Unloaded(request=frame.request))
 
     def _prepare(self, frame: Prepare) -> None:
         served = self._models.get(frame.model)
@@ -166,16 +130,16 @@ class Worker:
                 raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
             held = served.prepare(frame)
         except ExecutionError as exc:
-            self._link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
+            self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
             return
         # Before the answer: a Start that follows it must find the prompt.
         self.inbox.put(held)
-        self._link.send(Prepared(request=frame.request, tokens=len(held.tokens)))
+        self.link.send(Prepared(request=frame.request, tokens=len(held.tokens)))
 
     def _start(self, frame: Start) -> None:
         held = self._held.pop(frame.request, None)
         if held is None:
-            self._link.send(Failed(request=frame.request, code="protocol", message="no such prompt is held"))
+            self.link.send(Failed(request=frame.request, code="protocol", message="no such prompt is held"))
             return
         served = self._models[held.model]
         self._owner[frame.request] = served
@@ -183,7 +147,7 @@ class Worker:
 
     def _measure(self, frame: Measure) -> None:
         served = self._models[frame.model]
-        self._link.send(
+        self.link.send(
             Measured(
                 request=frame.request,
                 matmul_gflops=matmul_gflops(self._device, served.model.dtype),
@@ -193,20 +157,22 @@ class Worker:
         )
 
 
-def main() -> None:
-    """Serve the daemon at the other end of the socket until it is gone."""
-    _die_with_parent(int(sys.argv[2]))
-    link = Link(socket.socket(fileno=int(sys.argv[1])))
-    # Whatever a library prints must not look like output of the daemon.
-    os.dup2(2, 1)
+def serve(link: Link, jail: str) -> None:
+    """Serve the daemon at the other end of ``link`` until it is gone; ``jail`` is what confines this process.
+
+    Raises:
+        ExecutionError: torch does not see the device that was promised.
+        Exception: any fault of the engine's; the process cannot go on.
+    """
     setup = link.receive()
     if setup is None:
         return
     assert isinstance(setup, Setup)
     device = open_device(setup.device, setup.threads)
+    limit_memory(device, setup.memory_percent)
     worker = Worker(link, device)
     threading.Thread(target=_read_then_exit, args=(worker,), daemon=True).start()
-    link.send(describe_device(device))
+    link.send(msgspec.structs.replace(describe_device(device), jail=jail))
     worker.run()
 
 
@@ -216,27 +182,10 @@ def _read_then_exit(worker: Worker) -> None:
     try:
         worker.read()
         status = 0
-    except BaseException:
+    except BaseException as exc:
         traceback.print_exc()
+        worker.link.send(tell_fault(exc))
         raise
     finally:
         # The main thread may be inside a matrix product for seconds.
         os._exit(status)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask the kernel to kill this process when the thread that started it ends (Linux only)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(EXIT_ORPHAN)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except Exception:  # the edge of the worker: its parent sees it end, and starts another one
-        traceback.print_exc()
-    # Not through the interpreter's teardown: the reader thread may hold a lock of a library.
-    os._exit(EXIT_FAULT)

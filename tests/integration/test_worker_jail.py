@@ -1,0 +1,114 @@
+"""A worker process in its jail: what it cannot do any more, and that it still runs a model."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import trio
+
+from node.config import WorkerSection
+from node.execution.jail import Jail, landlock_version
+from node.execution.pool import WorkerPool
+from node.models.store import ModelStore
+from protocol.task import GenerateInput
+from tests.execution.tiny_model import write_tiny_model
+from tests.integration.test_worker_pool import answer
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow,
+    pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock: the tier is seccomp alone"),
+]
+
+# Confined as a worker is, by the same code; each attempt tells how it ended.
+PRISONER = """
+import json, os, socket, subprocess, sys, threading
+import msgspec
+from node.execution.engine.worker_main import _confine
+from node.execution.jail import Jail
+jail, home, listener, store = msgspec.json.decode(sys.argv[1], type=Jail), sys.argv[2], sys.argv[3], sys.argv[4]
+tier = _confine(jail)
+def inet(kind): socket.socket(socket.AF_INET, kind)
+def thread():
+    it = threading.Thread(target=print, args=("",), kwargs={"file": sys.stderr}); it.start(); it.join()
+attempts = {
+    "read the home": lambda: open(home + "/key").read(),
+    "list the home": lambda: os.listdir(home),
+    "write to the home": lambda: open(home + "/new", "w"),
+    "write to /tmp": lambda: open("/tmp/souk-jail-test", "w"),
+    "write to the store": lambda: open(store + "/new", "w"),
+    "read /etc/passwd": lambda: open("/etc/passwd").read(),
+    "TCP": lambda: inet(socket.SOCK_STREAM),
+    "UDP": lambda: inet(socket.SOCK_DGRAM),
+    "Unix socket": lambda: socket.socket(socket.AF_UNIX).connect(listener),
+    "exec": lambda: os.execv("/bin/true", ["true"]),
+    "subprocess": lambda: subprocess.run(["/bin/true"]),
+    "fork": os.fork,
+    "signal the parent": lambda: os.kill(os.getppid(), 0),
+    "memory of the parent": lambda: open(f"/proc/{os.getppid()}/mem", "rb").read(1),
+    "thread": thread,
+    "read the store": lambda: open(store + "/model").read(),
+    "signal itself": lambda: os.kill(os.getpid(), 0),
+}
+told = {}
+for name, attempt in attempts.items():
+    try:
+        attempt()
+        told[name] = "done"
+    except OSError as exc:
+        told[name] = type(exc).__name__
+print(json.dumps({"tier": tier, **told}))
+"""
+ALLOWED = {"thread", "read the store", "signal itself"}
+
+
+def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path) -> None:
+    home, store = tmp_path / "home", tmp_path / "store"
+    for folder in (home, store):
+        folder.mkdir()
+    (home / "key").write_text("secret")
+    (store / "model").write_text("weights")
+    jail = msgspec.json.encode(Jail(mode="required", readable=(str(store),))).decode()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen()
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", PRISONER, jail, str(home), str(tmp_path / "socket"), str(store)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    told = json.loads(ran.stdout.splitlines()[-1])
+    assert told.pop("tier") == "landlock+seccomp"
+    assert {name for name, end in told.items() if end == "done"} == ALLOWED
+    assert {end for name, end in told.items() if name not in ALLOWED} == {"PermissionError"}
+    assert not (store / "new").exists()
+
+
+async def test_model_answers_the_same_in_the_jail_as_outside(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    model = store.add_folder(write_tiny_model(tmp_path / "tiny"), "tiny")
+    texts = []
+    for mode in ("required", "off"):
+        config = WorkerSection(devices="cpu", dtype="fp32", threads=2, slots=1, context_tokens_max=128, jail=mode)
+        pool = WorkerPool(config, store, ("tiny",))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(pool.run)
+            (worker,) = pool.workers()
+            assert worker.jail == ("landlock+seccomp" if mode == "required" else "none: switched off")
+            seccomp = _status_of(pool._workers[0].process.pid)["Seccomp"]
+            assert seccomp == ("2" if mode == "required" else _status_of(os.getpid())["Seccomp"])
+            pieces = await answer(pool, mode, model.model_id, GenerateInput(prompt="ab"), seed=5)
+            texts.append("".join(piece.text for piece in pieces))
+            nursery.cancel_scope.cancel()
+    assert texts[0] == texts[1] != ""
+
+
+def _status_of(pid: int | None) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
