@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Final, TypeAlias
 
 from protocol.units import MS_PER_S, UnixMs
@@ -18,6 +19,11 @@ _NS_PER_MS: Final = 1_000_000
 
 def system_time() -> UnixMs:
     return UnixMs(time.time_ns() // _NS_PER_MS)
+
+
+def local_time() -> datetime:
+    """Return the wall time of this machine's zone: what its owner's clock shows."""
+    return datetime.now().astimezone()
 
 
 def system_entropy(count: int) -> bytes:

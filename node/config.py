@@ -104,6 +104,31 @@ class MarketSection(Section, frozen=True, kw_only=True):
     """How often connected peers with whom something changed are asked for a statement; 0: only by hand."""
 
 
+class OwnerSection(Section, frozen=True, kw_only=True):
+    hours: Annotated[tuple[str, ...], Meta(max_length=32)] = ()
+    """When peers may come, in local time, such as "22:00-07:00" or "mon-fri 18:00-08:00"; empty: always."""
+    idle_s: Annotated[int, Meta(ge=0, le=86_400)] = 0
+    """Only after nobody touched keyboard or mouse for so long; 0: at any time."""
+    foreign_cpu_percent_max: Annotated[int, Meta(ge=0, le=100)] = 100
+    """Of all cores, what your other programs may be using; 100: any."""
+    foreign_gpu_percent_max: Annotated[int, Meta(ge=0, le=100)] = 100
+    """Of the busiest GPU, what your other programs may be using; 100: any."""
+    temperature_celsius_max: Annotated[int, Meta(ge=0, le=150)] = 0
+    """Of the hottest GPU; 0: any."""
+    power_watts_max: Annotated[int, Meta(ge=0, le=100_000)] = 0
+    """Of all GPUs together; 0: any."""
+    gpu_memory_free_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """Of every GPU, what has to be free for your other programs; 0: nothing."""
+    on_battery: bool = True
+    """Whether peers may use this machine while it is unplugged."""
+    calm_s: Annotated[int, Meta(ge=0, le=86_400)] = 60
+    """For so long all of the above has to be met before peers are let in again."""
+    grace_s: Annotated[int, Meta(ge=0, le=86_400)] = 60
+    """Peers' jobs that run when the machine closes go on for so long; then they are handed back."""
+    check_every_s: Annotated[int, Meta(ge=1, le=3_600)] = 10
+    """How often load, temperature and the rest are read."""
+
+
 class LogSection(Section, frozen=True, kw_only=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
@@ -119,4 +144,5 @@ class Config(Section, frozen=True, kw_only=True):
     worker: WorkerSection = WorkerSection()
     models: ModelsSection = ModelsSection()
     market: MarketSection = MarketSection()
+    owner: OwnerSection = OwnerSection()
     log: LogSection = LogSection()

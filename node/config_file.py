@@ -18,13 +18,22 @@ import msgspec
 
 from node.config import Config, Section
 from node.errors import ConfigError
+from node.hours import parse_hours
 
 PREFIX: Final = "SOUK_"
 # Read by the commands and the scripts; no settings of the daemon.
 NOT_SETTINGS: Final = frozenset({"SOUK_HOME", "SOUK_API", "SOUK_VENV", "SOUK_EXTRAS"})
 
-_HEADER = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$")
-_KEY = re.compile(r"^\s*([A-Za-z0-9_-]+(?:\s*\.\s*[A-Za-z0-9_-]+)*)\s*=")
+# What a pattern of the schema means, in words: nobody should have to read a regular expression.
+_PATTERNS: Final = {
+    "node.name": "a name of letters, digits, dots, dashes and underscores",
+    "api.bind": "a loopback address such as 127.0.0.1:11500",
+}
+
+_HEADER = re.compile(r"^\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(?:#.*)?$")
+_NAME = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
+_KEY = re.compile(rf"^\s*({_NAME}(?:\s*\.\s*{_NAME})*)\s*=")
+_DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +46,20 @@ class Loaded:
 
     def origin(self, name: str) -> str:
         return self.origins.get(name, "default")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigSource:
+    """Where one daemon's configuration comes from, so that it can be read again."""
+
+    path: Path
+    environ: Mapping[str, str]
+    settings: tuple[str, ...] = ()
+    required: bool = False
+
+    def load(self) -> Loaded:
+        """Read the file again. Raises: ConfigError."""
+        return load_config(self.path, environ=self.environ, settings=self.settings, required=self.required)
 
 
 def load_config(
@@ -103,12 +126,14 @@ class _Reading:
             at = re.search(r" \(at line (\d+), column (\d+)\)", str(exc))
             where = f"{self.source}:{at[1]}:{at[2]}" if at else self.source
             # Nothing of a broken file can be judged; the other sources still are.
-            self.problems.append(f"{where}: {str(exc).split(' (at ')[0]}")
+            self.problems.append(f"{where}: {_say_toml(str(exc).split(' (at ')[0])}")
             return
         sections = [name.partition(".")[0] for name in self.types]
         for key, value in raw.items():
             if key == "version":
                 self._take(key, value, where=self._where(key), kind=Config.__annotations__["version"])
+            elif key not in sections and not isinstance(value, dict | list):
+                self.problems.append(f"{self._where(key)}: {key}: stands in no section{self._home_of(key)}")
             elif key not in sections:
                 hint = _hint(key, sections)
                 self.problems.append(f"{self._where(key)}: [{key}]: unknown section{hint}")
@@ -116,6 +141,10 @@ class _Reading:
                 self.problems.append(f"{self._where(key)}: {key}: expected a section [{key}], got {value!r}")
             else:
                 self._read_section(key, value)
+
+    def _home_of(self, key: str) -> str:
+        names = [name for name in self.types if name.partition(".")[2] == key]
+        return f" (did you mean {names[0]}? it belongs under [{names[0].partition('.')[0]}])" if names else ""
 
     def _read_section(self, section: str, table: dict[str, object]) -> None:
         known = {name.partition(".")[2] for name in self.types if name.startswith(f"{section}.")}
@@ -153,7 +182,7 @@ class _Reading:
             self.values[name] = msgspec.convert(value, kind, strict=True)
             self.origins[name] = where
         except msgspec.ValidationError as exc:
-            self.problems.append(f"{where}: {name}: {_say(exc)} (got {value!r})")
+            self.problems.append(f"{where}: {name}: {_say(exc, name, kind)} (got {value!r})")
 
     def _take_text(self, name: str, text: str, *, where: str) -> None:
         kind = self.types[name]
@@ -167,7 +196,7 @@ class _Reading:
                 self.origins[name] = where
                 return
             except msgspec.ValidationError as exc:
-                problem = _say(exc)
+                problem = _say(exc, name, kind)
         self.problems.append(f"{where}: {problem} (got {text!r})")
 
     def build(self) -> Config:
@@ -190,6 +219,14 @@ class _Reading:
         for address in config.p2p.bootstrap:
             if not address.startswith("/") or "/p2p/" not in address:
                 self._object("p2p.bootstrap", f"expected /ip4/…/tcp/…/p2p/PEER, got {address!r}")
+        for device in config.worker.devices if not isinstance(config.worker.devices, str) else ():
+            if not _DEVICE.fullmatch(device):
+                self._object("worker.devices", f'expected devices such as "cuda:0" or "cpu", got {device!r}')
+        for hours in config.owner.hours:
+            try:
+                parse_hours(hours)
+            except ValueError as exc:
+                self._object("owner.hours", str(exc))
 
     def _object(self, name: str, problem: str) -> None:
         where = self.origins.get(name, "default")
@@ -203,17 +240,17 @@ class _Reading:
 def locate(text: str, name: str) -> int | None:
     """Return the line of ``section.key`` (or of a section) in a TOML text; None when it cannot be told.
 
-    tomllib keeps no positions. A quoted key or an inline table falls back to the line of its section, which is
-    still where a person has to look.
+    tomllib keeps no positions. A key of an inline table falls back to the line of the table, which is still where
+    a person has to look.
     """
     best: tuple[int, int | None] = (0, None)
     wanted = tuple(name.split("."))
     section: tuple[str, ...] = ()
     for number, line in enumerate(text.splitlines(), 1):
         if header := _HEADER.match(line):
-            section = found = tuple(part.strip() for part in header[1].split("."))
+            section = found = _parts(header[1])
         elif key := _KEY.match(line):
-            found = section + tuple(part.strip() for part in key[1].split("."))
+            found = section + _parts(key[1])
         else:
             continue
         if found == wanted:
@@ -221,6 +258,20 @@ def locate(text: str, name: str) -> int | None:
         if found == wanted[: len(found)] and len(found) > best[0]:
             best = (len(found), number)
     return best[1]
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    return tuple(part.strip("\"'") for part in re.findall(_NAME, name))
+
+
+def _say_toml(problem: str) -> str:
+    """Say what tomllib means where its own words do not tell what to do."""
+    if twice := re.fullmatch(r"Cannot declare \((.*?),?\) twice", problem):
+        return f"[{'.'.join(_parts(twice[1]))}] stands here a second time"
+    return {
+        "Invalid value": "invalid value (text stands in quotes)",
+        "Cannot overwrite a value": "this key stands here a second time",
+    }.get(problem, problem)
 
 
 def _is_section(kind: object) -> bool:
@@ -236,11 +287,24 @@ def _takes_list(kind: object) -> bool:
     return False
 
 
-def _say(exc: msgspec.ValidationError) -> str:
+def _say(exc: msgspec.ValidationError, name: str, kind: Any) -> str:  # a typing form
     text, _, at = str(exc).partition(" - at `")
     item = re.search(r"\[(\d+)\]", at)
     text = text.replace("`", "")
-    return text[:1].lower() + text[1:] + (f" in item {int(item[1]) + 1}" if item else "")
+    text = text[:1].lower() + text[1:]
+    if text.startswith("invalid enum value"):
+        choices = [str(choice) for choice in _choices(kind)]
+        text = f"expected one of {', '.join(choices)}" if len(choices) > 2 else f"expected {' or '.join(choices)}"
+        text += ", or a list" if _takes_list(kind) else ""
+    elif "matching regex" in text:
+        text = f"expected {_PATTERNS[name]}"
+    return text + (f" in item {int(item[1]) + 1}" if item else "")
+
+
+def _choices(kind: Any) -> tuple[object, ...]:  # a typing form
+    if typing.get_origin(kind) is typing.Literal:
+        return typing.get_args(kind)
+    return tuple(choice for part in typing.get_args(kind) for choice in _choices(part))
 
 
 def _hint(name: str, known: typing.Iterable[str]) -> str:

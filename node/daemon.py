@@ -7,6 +7,7 @@ SQLite on one thread. ``node.cli.serve`` calls this with the home locked, and ca
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from node.api.daemon_view import OK, DaemonView, Rooms
 from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
-from node.clock import system_entropy, system_time
+from node.clock import local_time, system_entropy, system_time
 from node.config import Config
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife, Discovery
@@ -38,6 +39,10 @@ from node.market.settlement_exchange import Settler
 from node.models.store import ModelStore
 from node.net.interface import Network
 from node.net.libp2p.network import LibP2pNetwork
+from node.operating import Operating
+from node.owner.gate import Gate
+from node.owner.sensors import Sensors
+from node.reload import LiveConfig
 from protocol.advert import Advert
 from protocol.envelope import network_id
 from protocol.identity import peer_id_to_text
@@ -54,7 +59,7 @@ class Service(Protocol):
 
 
 async def serve(
-    home: Home, config: Config, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    home: Home, live: LiveConfig, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Run one node until cancelled; started when it is ready for work and ``api.json`` says where.
 
@@ -62,6 +67,7 @@ async def serve(
         NodeError: a fault of the world on the way up: key, ledger, port, configuration.
     """
     signer = await trio.to_thread.run_sync(KeyFile(home.key_path).read_or_create)
+    config = live.config
     token = await trio.to_thread.run_sync(home.ensure_token)
     network = network_id({"name": config.p2p.network})
     net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network)
@@ -69,7 +75,7 @@ async def serve(
     log_lines = LogRing()
 
     async def with_network() -> None:
-        daemon = _Daemon(home, config, party, net)
+        daemon = _Daemon(home, live, party, net)
         await daemon.prepare()
         await _outlast(net.run, lambda: with_rooms(daemon))
 
@@ -116,7 +122,8 @@ def _party(home: Home, signer: Ed25519Signer, network: NetworkId) -> Party:
 class _Daemon:
     """The rooms, made and tied together; nothing runs before ``start``."""
 
-    def __init__(self, home: Home, config: Config, party: Party, net: Network) -> None:
+    def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network) -> None:
+        config = live.config
         self._home, self._config, self._party, self._net = home, config, party, net
         store = ModelStore(Path(config.models.dir) if config.models.dir else home.models_path)
         serve_models = config.models.serve if config.node.role == "worker" else ()
@@ -152,6 +159,17 @@ class _Daemon:
             every_s=config.market.settle_every_s,
             on_settled=self._admission.settled,
         )
+        gpus = GpuReader()
+        self._gate = Gate(
+            self._admission,
+            self._provider,
+            config.owner,
+            read=partial(trio.to_thread.run_sync, Sensors(gpus.read, self._is_at_work).read),
+            local_time=local_time,
+            on_change=self._advert_changed,
+        )
+        self._operating = Operating(live, self._gate, self._admission)
+        live.subscribe(self._follow_config)
         rooms = Rooms(
             config=config,
             party=party,
@@ -162,9 +180,10 @@ class _Daemon:
             provider=self._provider,
             requester=self._requester,
             own_advert=lambda: self._discovery.own_advert,
+            gate=self._operating.gate,
         )
         self._view = DaemonView(rooms, started_at=trio.current_time())
-        self._scrape = Scrape(rooms, self._view.checks, read_gpus=GpuReader().read)
+        self._scrape = Scrape(rooms, self._view.checks, read_gpus=gpus.read)
 
     async def prepare(self) -> None:
         """Do what has to be done while the ledger runs and before the network does."""
@@ -186,6 +205,7 @@ class _Daemon:
             connect=self._net.dial,
             quotes=self._quotes.ask,
             settle=self._settler.settle,
+            operator=self._operating,
             shutdown=nursery.cancel_scope.cancel,
             metrics=self._party.metrics,
             scrape=self._scrape,
@@ -194,6 +214,7 @@ class _Daemon:
         nursery.start_soon(self._party.metrics.measure_lag)
         nursery.start_soon(self._settler.run)
         nursery.start_soon(self._follow_ledger)
+        await nursery.start(self._gate.run)
         url = await nursery.start(serve_app, make_app(services), self._config.api.bind)
         async with trio.open_nursery() as starting:
             starting.start_soon(self._start_discovery, nursery)
@@ -233,6 +254,19 @@ class _Daemon:
             await health.wait_change()
             self._view.checks["ledger"] = health.fault or OK
             self._advert_changed()
+
+    def _follow_config(self, config: Config) -> None:
+        self._config = config
+        self._provider.reconfigure(config.market)
+        self._requester.reconfigure(config.market)
+        self._quotes.reconfigure(config.market)
+        self._advert.market = config.market
+        self._gate.obey(config.owner)
+        self._count_places()
+        self._advert_changed()
+
+    def _is_at_work(self) -> bool:
+        return bool(self._admission.running or self._requester.jobs_here)
 
     def _count_places(self) -> None:
         by_device: dict[str, int] = {}

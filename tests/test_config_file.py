@@ -47,7 +47,7 @@ def test_loader_reports_every_fault_with_its_line_when_there_are_several(path: P
         path, text, environ={"SOUK_API_MAX_QEUE": "1", "SOUK_WORKER_THREADS": "two"}, settings=["api.max_queue"]
     )
     assert found == [
-        "config.toml:1: version: invalid enum value 2 (got 2)",
+        "config.toml:1: version: expected 1 (got 2)",
         "config.toml:4: api.max_queue: expected int, got str (got 'many')",
         "config.toml:5: api.bimd: unknown key (did you mean bind?)",
         "config.toml:7: [nod]: unknown section (did you mean node?)",
@@ -118,3 +118,19 @@ def test_locator_falls_back_to_the_section_when_the_key_is_inside_a_table() -> N
     assert locate(text, "api.limits.a") == 4
     assert locate(text, "api.bind") == 3
     assert locate(text, "worker.slots") is None
+
+
+BAD = sorted((Path(__file__).parent / "configs_bad").glob("*.toml"))
+
+
+def test_corpus_of_bad_files_is_large_enough_and_whole() -> None:
+    assert len(BAD) >= 25
+    assert {path.stem for path in BAD} == {path.stem for path in BAD[0].parent.glob("*.txt")}
+
+
+@pytest.mark.parametrize("path", BAD, ids=lambda path: path.stem)
+def test_loader_says_exactly_what_is_wrong_with_a_bad_file(path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, environ={})
+    said = "".join(f"{problem}\n" for problem in caught.value.problems).replace(str(path), path.name)
+    assert said == path.with_suffix(".txt").read_text("utf-8")

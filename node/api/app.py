@@ -15,6 +15,7 @@ from node.api.ledger_routes import ledger_routes
 from node.api.live import live_routes
 from node.api.openai import openai_routes
 from node.api.openapi import openapi_route
+from node.api.operator_routes import operator_routes
 from node.api.services import Services
 from node.api.sessions import Sessions
 from node.errors import NodeError
@@ -33,6 +34,7 @@ def make_app(services: Services) -> ASGIApp:
         *ledger_routes(services),
         *live_routes(services),
         *session_routes(sessions),
+        *operator_routes(services.operator),
     ]
     app = Starlette(
         routes=[openapi_route(routes), *routes, *page_routes()],

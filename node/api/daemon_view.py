@@ -12,6 +12,7 @@ from node.api.views import (
     BundleMessage,
     BundleView,
     DeviceView,
+    GateView,
     JobCounts,
     JobView,
     Json,
@@ -61,6 +62,7 @@ class Rooms:
     provider: Provider
     requester: Requester
     own_advert: Callable[[], Signed[Advert] | None]
+    gate: Callable[[], GateView]
 
 
 class DaemonView:
@@ -94,6 +96,7 @@ class DaemonView:
                 running=min(running, rooms.admission.slots) + len(rooms.requester.jobs),
                 waiting=max(running - rooms.admission.slots, 0),
             ),
+            gate=rooms.gate(),
             earned_microcredits=totals.earned,
             spent_microcredits=totals.spent,
         )
@@ -158,7 +161,7 @@ class DaemonView:
         return None if job is None else job.tokens_out
 
     def facts(self) -> NodeFacts:
-        rooms, now = self._rooms, trio.current_time()
+        rooms, now, gate = self._rooms, trio.current_time(), self._rooms.gate()
         listings = rooms.directory.listings(rooms.party.now_ms())
         own = rooms.own_advert()
         ours = [it for it in listings if it.advert.offers and PROTOCOL_VERSION in it.advert.versions]
@@ -168,7 +171,10 @@ class DaemonView:
             peers_connected=len(rooms.network.connected_peers()),
             models=len(rooms.executor.models()),
             is_advertised=own is not None and bool(own.message.offers),
-            is_draining=rooms.admission.draining,
+            is_draining=gate.drained,
+            closed=() if gate.drained else gate.reasons,
+            opens_at_ms=gate.opens_at_ms,
+            unread=gate.unread,
             slots=rooms.admission.slots,
             slots_free=rooms.admission.slots_free(now),
             credit_stranger=rooms.admission.credit_left(_STRANGER, now),

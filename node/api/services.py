@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from node.api.job_views import JobTrace
+from node.api.operator_routes import Operator
 from node.api.views import (
     BundleView,
     DeviceView,
@@ -127,6 +128,7 @@ class Services:
     """Ask every peer with a model for binding terms. Raises: UnknownModelError, LedgerError."""
     settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
     """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
+    operator: Operator
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
     metrics: Metrics

@@ -55,6 +55,23 @@ class JobCounts(View, frozen=True, kw_only=True):
     waiting: int
 
 
+class GateView(View, frozen=True, kw_only=True):
+    """Whether peers' jobs are taken, by the owner's policy and by hand; this node's own orders are not asked."""
+
+    open: bool
+    drained: bool
+    """By hand; only ``souk resume`` opens it."""
+    reasons: tuple[str, ...] = ()
+    opens_at_ms: int | None = None
+    """None when open, or when nobody knows."""
+    unread: tuple[str, ...] = ()
+    """What the policy looks at and this machine does not tell: such a limit keeps nobody out."""
+    hands_back_in_s: float | None = None
+    """When jobs of peers that still run are handed back."""
+    jobs: int
+    """Of peers, running and waiting."""
+
+
 class StatusView(View, frozen=True, kw_only=True):
     schema: int = 1
     name: str
@@ -72,6 +89,7 @@ class StatusView(View, frozen=True, kw_only=True):
     devices: tuple[DeviceView, ...]
     workers: tuple[WorkerView, ...] = ()
     jobs: JobCounts
+    gate: GateView | None = None
     earned_microcredits: int
     spent_microcredits: int
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from node.api.job_views import Finding, WhyNodeAnswer
 from node.execution.worker_state import WorkerState
+from protocol.units import MS_PER_S
 
 CHECKS_ADVICE: Mapping[str, str] = {
     "network": "it has only just started; souk status shows when it is up",
@@ -26,6 +28,7 @@ class NodeFacts:
     """Served here."""
     is_advertised: bool
     is_draining: bool
+    """By hand."""
     slots: int
     slots_free: int
     credit_stranger: int
@@ -39,6 +42,11 @@ class NodeFacts:
     doubted: int
     """Of these, that failed us since they last said so."""
     other_versions: int
+    closed: tuple[str, ...] = ()
+    """Why the owner's policy keeps peers out, if it does."""
+    opens_at_ms: int | None = None
+    unread: tuple[str, ...] = ()
+    """What the policy looks at and this machine does not tell."""
     declines: Mapping[str, int] = field(default_factory=dict)
     """Asks and contracts that we declined since the start, by reason."""
     workers: Sequence[WorkerState] = ()
@@ -70,9 +78,15 @@ def _serving(facts: NodeFacts) -> Iterator[Finding]:
         advice = "souk models add FOLDER --name NAME, then restart; models.serve says which are loaded"
         yield _block("serve", "no_model", "no model is loaded here", advice)
     elif facts.is_draining:
-        yield _block("serve", "draining", "this node takes no new jobs: it is stopping", None)
+        yield _block("serve", "draining", "this node takes no new jobs: it is drained", "souk resume opens it")
+    elif facts.closed:
+        for reason in facts.closed:
+            yield _block("serve", "owner", f"closed to peers: {reason}", _opening(facts.opens_at_ms))
     elif not facts.is_advertised:
         yield _block("serve", "no_advert", "nothing is advertised yet", "wait a moment; souk advert show")
+    for name in facts.unread:
+        message = f"{name} cannot be read on this machine: the limit in [owner] keeps nobody out"
+        yield _know("serve", "unread", message, None)
     if not facts.peers_connected:
         yield _nobody("serve", "no peer is connected, so nobody can find this node")
     if facts.models and not facts.slots_free and facts.slots:
@@ -113,6 +127,13 @@ def _buying(facts: NodeFacts) -> Iterator[Finding]:
         message = "as much is at risk with providers as may be: those that are new here get no contract"
         advice = "it shrinks as jobs end well and with market.forgive_after_days; or raise market.spend_pool_new"
         yield _block("buy", "spend_limit", message, advice)
+
+
+def _opening(opens_at_ms: int | None) -> str:
+    if opens_at_ms is None:
+        return "it opens by itself once that is over; [owner] in config.toml has the limits"
+    at = datetime.fromtimestamp(opens_at_ms / MS_PER_S).astimezone()
+    return f"opens by itself at {at:%a %H:%M}, unless something else comes"
 
 
 def _nobody(about: Literal["serve", "buy"], message: str) -> Finding:

@@ -5,7 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +14,14 @@ import click
 from node.cli.exits import Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import facts, note
-from node.errors import NodeError
+from node.errors import ConfigError, NodeError
 from node.home import Home
 
 if TYPE_CHECKING:
     import trio
 
     from node.config import Config
+    from node.reload import LiveConfig
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +46,35 @@ def serve(
     log_format: str | None,
 ) -> int:
     """Run the daemon until SIGTERM or Ctrl-C, which end it with 0; a second Ctrl-C does not wait."""
-    from node.config_file import load_config
-    from node.logs import set_up_logging
+    from node.config_file import ConfigSource
 
     given = [*settings]
     given += [f"p2p.bootstrap={','.join(bootstrap)}"] if bootstrap else []
     given += ["node.role=client"] if no_worker else []
     given += [f"log.format={log_format}"] if log_format else []
     with _home(options, ephemeral=ephemeral) as home:
-        config = load_config(
-            config_path or home.config_path,
-            environ=os.environ,
-            settings=given,
+        source = ConfigSource(
+            path=config_path or home.config_path,
+            environ=dict(os.environ),
+            settings=tuple(given),
             required=config_path is not None,
-        ).config
-        set_up_logging(config.log.level, form=config.log.format)
+        )
+        loaded = source.load()
+        _set_up_logging(loaded.config)
         with home.locked():
-            _run(options, home, config)
+            # Only now: it brings trio along, and a daemon that may not run needs none.
+            from node.reload import LiveConfig
+
+            live = LiveConfig(source, loaded)
+            live.subscribe(_set_up_logging)
+            _run(options, home, live)
     return Exit.DONE
+
+
+def _set_up_logging(config: "Config") -> None:
+    from node.logs import set_up_logging
+
+    set_up_logging(config.log.level, form=config.log.format)
 
 
 @contextmanager
@@ -74,11 +86,11 @@ def _home(options: Globals, *, ephemeral: bool) -> Iterator[Home]:
         yield Home(Path(folder))
 
 
-def _run(options: Globals, home: Home, config: "Config") -> None:
+def _run(options: Globals, home: Home, live: "LiveConfig") -> None:
     import trio
 
     try:
-        trio.run(_serve_until_told, options, home, config)
+        trio.run(_serve_until_told, options, home, live)
     except BaseExceptionGroup as group:
         # Nurseries wrap what goes through them. A fault of the world is told in one line, a bug with its trace.
         faults, rest = group.split(NodeError)
@@ -89,26 +101,30 @@ def _run(options: Globals, home: Home, config: "Config") -> None:
         home.remove_api()
 
 
-async def _serve_until_told(options: Globals, home: Home, config: "Config") -> None:
+async def _serve_until_told(options: Globals, home: Home, live: "LiveConfig") -> None:
     import trio
 
     from node.daemon import serve as serve_node
 
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as watching:
             daemon_scope = trio.CancelScope()
-            watching.start_soon(_watch, signals, daemon_scope)
+            watching.start_soon(_watch, signals, daemon_scope, live)
             with daemon_scope:
                 async with trio.open_nursery() as nursery:
-                    await nursery.start(serve_node, home, config)
-                    note(options, _ready_block(home, config))
+                    await nursery.start(serve_node, home, live)
+                    note(options, _ready_block(home, live.config))
             watching.cancel_scope.cancel()
 
 
-async def _watch(signals: AsyncIterator[int], daemon_scope: "trio.CancelScope") -> None:
-    """End the daemon at the first signal, the process at a second Ctrl-C."""
+async def _watch(signals: AsyncIterator[int], daemon_scope: "trio.CancelScope", live: "LiveConfig") -> None:
+    """Reload at SIGHUP; end the daemon at any other signal, the process at a second Ctrl-C."""
     stopping = False
     async for number in signals:
+        if number == signal.SIGHUP:
+            with suppress(ConfigError):  # logged, with every fault; the daemon goes on as it is
+                await live.reload()
+            continue
         log.info("stopping", extra={"signal": signal.Signals(number).name})
         if stopping and number == signal.SIGINT:
             # The person has decided not to wait. The workers end with this process.

@@ -39,12 +39,22 @@ class Refused(Exception):  # noqa: N818 - an answer to a peer, not a fault
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """Why no peer's job is taken now, in words for peers."""
+
+    message: str
+    retry_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
     """A place promised by a quote until ``until`` (trio time)."""
 
     peer_id: PeerId
     reserve: Microcredits
     until: float
+    market: MarketSection | None = None
+    """The settings that the quote was made with: it binds, also when they change before it lapses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +77,12 @@ class Admission:
         self._unread: set[MessageId] = set()
         self.slots = 0
         self.queue_max = 0
-        self.draining = False
+        self.closed: Closed | None = None
+        """Why nothing new is taken; what was taken on goes on."""
+
+    def reconfigure(self, market: MarketSection) -> None:
+        """Follow other limits from now on; how long debts count stays as it was."""
+        self._exposures.change_rule(credit_rule(market))
 
     @property
     def running(self) -> int:
@@ -100,6 +115,10 @@ class Admission:
         """Return whether this peer has a hold that still stands."""
         hold = self._holds.get(quote_id)
         return hold is not None and hold.peer_id == peer_id and hold.until > now
+
+    def promised(self, quote_id: MessageId, peer_id: PeerId, now: float) -> MarketSection | None:
+        """Return the settings that a quote which still stands was made with."""
+        return self._holds[quote_id].market if self.held_for(quote_id, peer_id, now) else None
 
     def take(self, contract_id: MessageId, place: Place, *, quote_id: MessageId, now: float) -> None:
         """Take a job on, into its held place if there is one. Raises: Refused."""
@@ -177,8 +196,8 @@ class Admission:
             )
 
     def _check(self, peer_id: PeerId, reserve: int, now: float) -> None:
-        if self.draining:
-            raise Refused(DeclineCode.DRAINING, "this node is stopping")
+        if self.closed is not None:
+            raise Refused(DeclineCode.DRAINING, self.closed.message, retry_after_ms=self.closed.retry_after_ms)
         if self._taken(now) >= self.slots + self.queue_max:
             raise Refused(
                 DeclineCode.BUSY,

@@ -99,6 +99,12 @@ class Exposures:
         peer = self._peers.get(peer_id, _Peer())
         return self.rule.room(exposure=peer.exposure, settled=peer.settled, pool_used=self._pool_used)
 
+    def change_rule(self, rule: ExposureRule) -> None:
+        """Count everything under another rule from now on; what is open stays open, also above a lower limit."""
+        self.rule = rule
+        for peer_id in list(self._peers):
+            self._count(peer_id)
+
     def reserved(self, key: MessageId) -> int:
         return self._reserves[key].amount
 

@@ -40,7 +40,8 @@ class OwnAdvert:
     ) -> None:
         self._party, self._provider, self._executor, self._admission = party, provider, executor, admission
         self._network = network
-        self._config = config
+        self._name = config.node.name
+        self.market = config.market
         self._has_offered = False
 
     def compose(self, life: AdvertLife) -> Signed[Advert] | None:
@@ -51,7 +52,7 @@ class OwnAdvert:
         # A model on several devices is one offer: of its slowest device, since a job may run on any.
         slowest = sorted(self._executor.models(), key=lambda model: -model.tokens_per_s_milli)
         offers = [_offer(model, self._provider.prices) for model in {it.model_id: it for it in slowest}.values()]
-        if not offers or self._admission.slots == 0 or self._admission.draining:
+        if not offers or self._admission.slots == 0 or self._admission.closed is not None:
             if not self._has_offered:
                 return None
             offers = []
@@ -72,14 +73,14 @@ class OwnAdvert:
             issued_at_ms=life.issued_at_ms,
             expires_at_ms=life.expires_at_ms,
             versions=(PROTOCOL_VERSION,),
-            name=self._config.node.name,
+            name=self._name,
             addresses=self._network.addresses[: limits.ADDRESSES_MAX],
             devices=tuple(_claim(device) for device in self._executor.devices()[: limits.DEVICES_MAX]),
             offers=tuple(offers),
             slots_total=self._admission.slots,
             slots_free=self._slots_free(),
             queue_ms=self._provider.queue_ms(),
-            credit=credit_rule(self._config.market).limit(settled=0),
+            credit=credit_rule(self.market).limit(settled=0),
         )
 
     def _slots_free(self) -> int:

@@ -22,21 +22,22 @@ from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
 from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
+from node.market.input_reader import read_input_untrusted
 from node.market.journal import JobRecord, Step
 from node.market.late import LateContract
 from node.market.party import Line, Party
 from node.market.provider_job import ProviderJob, job_state
 from node.net.interface import Network, Stream
 from protocol import limits
-from protocol.contract import SALT_BYTES, Accept, Contract, check_contract_untrusted, hash_input
+from protocol.contract import Accept, Contract, check_contract_untrusted
 from protocol.errors import DeclineCode, Reason, RemoteProtocolError
-from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL, InputFrame
+from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
 from protocol.identity import peer_id_to_text
 from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices, not_dearer, price_bound
 from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage
-from protocol.task import TOKEN_BYTES, GenerateInput, decode_input_untrusted
+from protocol.task import GenerateInput
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
@@ -77,15 +78,22 @@ class Provider:
         network.serve(QUOTE_PROTOCOL, self._serve_quote)
         network.serve(JOB_PROTOCOL, self._serve_job)
 
+    def reconfigure(self, market: MarketSection) -> None:
+        """Follow other prices and limits from now on; quotes that still stand and contracts keep theirs."""
+        self._config = market
+        self._admission.reconfigure(market)
+
+    async def hand_back(self) -> int:
+        """End every job of a peer so that it can go on elsewhere; return how many there were."""
+        jobs = list(self.jobs.values())
+        for job in jobs:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await job.hand_back()
+        return len(jobs)
+
     @property
     def prices(self) -> Prices:
-        config = self._config
-        return Prices(
-            fixed=config.price_fixed,
-            tokens_in=config.price_in,
-            tokens_out=config.price_out,
-            per_s=config.price_per_s,
-        )
+        return _prices(self._config)
 
     def queue_ms(self) -> int:
         """Return a guess of how long a new job waits for a slot: from measured speed, never promised."""
@@ -138,7 +146,7 @@ class Provider:
                 f"the job may cost {bound} µc, the ask allows {wanted.price_max}",
                 price_min=bound,
             )
-        self._admission.check_credit(ask.signer, self._first_window(wanted.tokens_in_max, bound), now)
+        self._admission.check_credit(ask.signer, _first_window(self._config, wanted.tokens_in_max, bound), now)
         credit = Microcredits(min(bound, self._admission.credit_left(ask.signer, now)))
         quote = self._party.sign(
             Quote(
@@ -154,7 +162,7 @@ class Provider:
             )
         )
         until = now + limits.QUOTE_HOLD_MS_MAX / MS_PER_S
-        hold = Hold(peer_id=ask.signer, reserve=credit, until=until)
+        hold = Hold(peer_id=ask.signer, reserve=credit, until=until, market=self._config)
         self._admission.hold(quote.message_id, hold, now=now)
         return quote
 
@@ -215,7 +223,7 @@ class Provider:
         prompt: Prompt | None = None
         try:
             with trio.fail_after(INPUT_WAIT_S):
-                salt, task_input = await _read_input_untrusted(line, terms)
+                salt, task_input = await read_input_untrusted(line, terms)
             self._admission.input_read(contract.message_id)
             # Nobody waits for an acceptance any longer: a stuck worker must not keep the place.
             with trio.move_on_after((terms.accept_by_ms - terms.made_at_ms) / MS_PER_S) as in_time:
@@ -337,22 +345,24 @@ class Provider:
         """Raises: Refused, with what would have been taken where that helps."""
         self._check_disk()
         terms = contract.message
+        now, quote_id = trio.current_time(), MessageId(terms.answers)
+        market = self._admission.promised(quote_id, contract.signer, now) or self._config
         model = self._model(ModelId(terms.model_id))
         _check_context(model, terms.tokens_out_max)
         if terms.dtype != model.dtype:
             raise Refused(DeclineCode.PROFILE, f"served in {model.dtype}, the contract says {terms.dtype}")
-        if not not_dearer(self.prices, than=terms.prices):
+        if not not_dearer(_prices(market), than=terms.prices):
             raise Refused(DeclineCode.PRICE, "the prices have risen above the contract's")
-        if terms.voucher_window_tokens > self._config.voucher_window_tokens:
+        if terms.voucher_window_tokens > market.voucher_window_tokens:
             raise Refused(
                 DeclineCode.CREDIT,
-                f"vouchers are due every {self._config.voucher_window_tokens} tokens,"
+                f"vouchers are due every {market.voucher_window_tokens} tokens,"
                 f" the contract says {terms.voucher_window_tokens}",
             )
         tokens_in_max = min(terms.tokens_in_max, model.context_tokens)
         # The price is capped by the contract's maximum: too low a maximum would buy a long answer for nothing.
         bound = price_bound(
-            self.prices,
+            _prices(market),
             tokens_in_max=tokens_in_max,
             tokens_out_max=terms.tokens_out_max,
             duration_ms_max=terms.end_by_ms - terms.made_at_ms,
@@ -363,23 +373,13 @@ class Provider:
                 f"the job may cost {bound} µc, the contract allows {terms.price_max}",
                 price_min=bound,
             )
-        needed = self._first_window(tokens_in_max, terms.price_max)
+        needed = _first_window(market, tokens_in_max, terms.price_max)
         if terms.credit < needed:
             # The job would pause with nothing to pay.
             raise Refused(
                 DeclineCode.CREDIT, f"the first window may cost {needed} µc, the credit is {terms.credit} µc"
             )
         return model
-
-    def _first_window(self, tokens_in_max: int, price_max: int) -> int:
-        """Return what prompt and first window may cost: less credit than that starts no job."""
-        first_window = price_bound(
-            self.prices,
-            tokens_in_max=tokens_in_max,
-            tokens_out_max=self._config.voucher_window_tokens,
-            duration_ms_max=0,
-        )
-        return min(first_window, price_max)
 
     def _model(self, model_id: ModelId) -> ServedModel:
         for model in self._executor.models():
@@ -459,6 +459,26 @@ class Provider:
             self._on_change()
 
 
+def _prices(market: MarketSection) -> Prices:
+    return Prices(
+        fixed=market.price_fixed,
+        tokens_in=market.price_in,
+        tokens_out=market.price_out,
+        per_s=market.price_per_s,
+    )
+
+
+def _first_window(market: MarketSection, tokens_in_max: int, price_max: int) -> int:
+    """Return what prompt and first window may cost: less credit than that starts no job."""
+    first_window = price_bound(
+        _prices(market),
+        tokens_in_max=tokens_in_max,
+        tokens_out_max=market.voucher_window_tokens,
+        duration_ms_max=0,
+    )
+    return min(first_window, price_max)
+
+
 def _check_context(model: ServedModel, tokens_out_max: int) -> None:
     # A prompt has at least one token; the exact count comes with the input.
     if tokens_out_max >= model.context_tokens:
@@ -467,33 +487,3 @@ def _check_context(model: ServedModel, tokens_out_max: int) -> None:
             f"{tokens_out_max} answer tokens do not fit a context of {model.context_tokens}",
             tokens_max=model.context_tokens - 1,
         )
-
-
-async def _read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, GenerateInput]:
-    """Return (salt, input) as the contract's hash names them.
-
-    Raises: RemoteProtocolError (anything else came), StreamLostError.
-    """
-    data = bytearray()
-    salt = b""
-    expected = 0
-    while expected == 0 or len(data) < terms.input_bytes:
-        frame = await line.receive_untrusted()
-        if not isinstance(frame, InputFrame) or frame.sequence != expected:
-            raise RemoteProtocolError(f"expected input frame {expected}", reason=Reason.ORDER)
-        if expected == 0:
-            salt = frame.data
-        else:
-            data += frame.data
-        if len(salt) != SALT_BYTES or not (expected == 0 or frame.data) or len(data) > terms.input_bytes:
-            raise RemoteProtocolError(f"input frame {expected} has a wrong length", reason=Reason.SIZE)
-        expected += 1
-    if hash_input(salt, bytes(data)) != terms.input_hash:
-        raise RemoteProtocolError("the input is not the one that the contract names", reason=Reason.MEANING)
-    task_input = decode_input_untrusted(bytes(data))
-    if len(task_input.held) != terms.tokens_held * TOKEN_BYTES:
-        raise RemoteProtocolError(
-            f"the contract speaks of {terms.tokens_held} held tokens, the input of another number",
-            reason=Reason.MEANING,
-        )
-    return salt, task_input

@@ -150,6 +150,10 @@ class ProviderJob:
         """Go on over another stream of the requester's; see ``Inbox.attach``."""
         return await self._inbox.attach(line, resume)
 
+    async def hand_back(self) -> None:
+        """End the job as failed here, so that it goes on elsewhere. Raises: BrokenResourceError (it is over)."""
+        await self._inbox.put(WorkFailed(ExecutionError("handed back", code="handed_back")))
+
     # Tasks that feed the inbox.
 
     async def _work_through(self, executor: Executor, vacate: Callable[[MessageId], None]) -> None:

@@ -77,6 +77,10 @@ class Quotes:
         self._config = config
         self._look_up = look_up
 
+    def reconfigure(self, market: MarketSection) -> None:
+        """Follow other prices from the next question on."""
+        self._config = market
+
     async def ask(self, enquiry: Enquiry) -> list[QuoteReply]:
         """Return every peer's reply: the cheapest offer first, refusals last.
 

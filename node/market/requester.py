@@ -97,6 +97,11 @@ class Requester:
         """Orders that our own devices carry out, by the model's name."""
         self._traces: dict[JobId, OrderTrace] = {}
 
+    def reconfigure(self, market: MarketSection) -> None:
+        """Follow other prices and limits from the next order on."""
+        self._config = market
+        self.spending.reconfigure(market)
+
     async def run(self) -> None:
         """Bring providers what could not be brought at once, until cancelled; orders are taken at any time."""
         await self._aftercare.run()

@@ -29,6 +29,10 @@ class Spending:
         """Take over what was at risk before the last stop."""
         self._exposures.remember(standings.bought, standings.read_at_ms, now=self._clock())
 
+    def reconfigure(self, market: MarketSection) -> None:
+        """Follow other limits from now on."""
+        self._exposures.change_rule(spend_rule(market))
+
     def room(self, peer_id: PeerId) -> Microcredits:
         """Return what may be put at risk with a provider now."""
         return self._exposures.room(peer_id, self._clock())

@@ -49,6 +49,7 @@ from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.price import Prices
 from protocol.units import JobId, MessageId, Microcredits, PeerId, UnixMs
+from tests.api.fake_operator import FakeOperator
 
 TOKEN = "the-token-of-the-home"
 PEER = PeerId(bytes(SigningKey(bytes(32)).verify_key))
@@ -326,6 +327,7 @@ class Node:
     dialler: Dialler
     metrics: Metrics
     log_lines: LogRing
+    operator: FakeOperator
     scope: trio.CancelScope
     """Cancel it to end the server; ``ended`` tells when it has."""
     ended: trio.Event
@@ -403,6 +405,7 @@ def fake_services(
     view: FixedView | None = None,
     dialler: Dialler | None = None,
     metrics: Metrics | None = None,
+    operator: FakeOperator | None = None,
     config: ApiSection | None = None,
     log_lines: LogRing | None = None,
 ) -> Services:
@@ -416,6 +419,7 @@ def fake_services(
         connect=dialler.connect,
         quotes=dialler.quotes,
         settle=dialler.settle,
+        operator=operator or FakeOperator(),
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         unix_s=lambda: 1_700_000_000,
@@ -430,9 +434,9 @@ async def serve_node(
 ) -> Node:
     """Start the real server on a free port, with fakes behind it."""
     market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
-    log_lines = LogRing()
+    log_lines, operator = LogRing(), FakeOperator()
     services = fake_services(
-        market, view=view, dialler=dialler, metrics=metrics, config=config, log_lines=log_lines
+        market, view=view, dialler=dialler, metrics=metrics, operator=operator, config=config, log_lines=log_lines
     )
     scope, ended = trio.CancelScope(), trio.Event()
 
@@ -451,6 +455,7 @@ async def serve_node(
         dialler=dialler,
         metrics=metrics,
         log_lines=log_lines,
+        operator=operator,
         scope=scope,
         ended=ended,
     )

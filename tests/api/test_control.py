@@ -40,6 +40,7 @@ SHAPES = [
             "devices": [DEVICE],
             "workers": [],
             "jobs": {"running": 0, "waiting": 0},
+            "gate": None,
             "earned_microcredits": 0,
             "spent_microcredits": 0,
         },

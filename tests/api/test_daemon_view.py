@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from node.api.daemon_view import OK, DaemonView, Rooms
+from node.api.views import GateView
 from node.api.why_node import why_node
 from node.config import Config, MarketSection
 from node.net.memory import MemoryFabric
@@ -26,6 +27,9 @@ def view_of(node: Node) -> DaemonView:
         provider=node.provider,
         requester=node.requester,
         own_advert=lambda: None,
+        gate=lambda: GateView(
+            open=node.admission.closed is None, drained=node.admission.closed is not None, jobs=0
+        ),
     )
     view = DaemonView(rooms, started_at=0.0)
     view.checks = dict.fromkeys(view.checks, OK)

@@ -24,6 +24,7 @@ from node.market.order import (
 )
 from node.metrics import Metrics
 from protocol.errors import DeclineCode
+from tests.api.fake_operator import FakeOperator
 from tests.api.fakes import (
     ANSWERED,
     ASKING,
@@ -253,6 +254,7 @@ def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
         connect=dialler.connect,
         quotes=dialler.quotes,
         settle=dialler.settle,
+        operator=FakeOperator(),
         shutdown=dialler.shutdown,
         metrics=metrics,
         scrape=scrape_of(metrics),

@@ -13,6 +13,7 @@ from trio.testing import MockClock
 
 from node.api.daemon_view import OK, Rooms
 from node.api.scrape import GPU_S_MAX, Scrape
+from node.api.views import GateView
 from node.config import Config
 from node.execution.gpu_readings import GpuReading
 from node.execution.interface import DeviceReport
@@ -95,6 +96,7 @@ def scrape_of(
         provider=node.provider,
         requester=node.requester,
         own_advert=lambda: None,
+        gate=lambda: GateView(open=True, drained=False, jobs=0),
     )
     return Scrape(rooms, checks or {"worker": OK}, read_gpus=read_gpus)
 

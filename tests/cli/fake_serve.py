@@ -12,7 +12,7 @@ from node.errors import TransportError
 from node.home import ApiInfo, Home
 
 
-async def serve(home: Home, config: Any, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+async def serve(home: Home, live: Any, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
     if behaviour == "fails":
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_fail)

@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from node.config import MarketSection
 from node.ledger.standing import Standing, Standings
-from node.market.admission import Admission, Hold, Place, Refused
+from node.market.admission import Admission, Closed, Hold, Place, Refused
 from protocol.errors import DeclineCode
 from protocol.units import MessageId, Microcredits, PeerId, UnixMs
 from tests.fakes import signer_of
@@ -170,7 +170,7 @@ def test_refused_peer_is_told_what_is_open_and_what_its_limit_is() -> None:
 
 def test_nobody_is_taken_when_the_node_drains() -> None:
     admission = make()
-    admission.draining = True
+    admission.closed = Closed(message="not now", retry_after_ms=7)
     assert refusal(admission, 1, place()) == DeclineCode.DRAINING
 
 

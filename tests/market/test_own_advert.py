@@ -2,6 +2,7 @@
 
 from node.discovery.discovery import AdvertLife
 from node.execution.interface import DeviceReport
+from node.market.admission import Closed
 from protocol import limits
 from protocol.advert import Advert
 from protocol.signed import read_untrusted
@@ -53,7 +54,7 @@ async def test_advert_tells_strangers_only_roughly_how_much_memory_is_free(world
 async def test_node_advertises_nothing_when_it_serves_nothing_or_drains(world: World) -> None:
     client, node = await world.node("r"), await world.node("p", executor=ScriptedExecutor())
     assert client.own_advert.compose(LIFE) is None
-    node.admission.draining = True
+    node.admission.closed = Closed(message="not now", retry_after_ms=7)
     assert node.own_advert.compose(LIFE) is None
 
 

@@ -7,7 +7,7 @@ import trio
 from node.config import MarketSection
 from node.errors import ExecutionError, JobRefusedError
 from node.execution.worker_state import WorkerState
-from node.market.admission import Place
+from node.market.admission import Closed, Place
 from node.market.order import JobFailedError
 from node.market.party import Line
 from protocol.contract import Accept, Contract
@@ -164,11 +164,12 @@ async def test_contract_is_declined_when_the_peers_credit_is_used_up(world: Worl
 
 async def test_everything_is_declined_when_the_node_drains(world: World) -> None:
     requester, provider = await make_pair(world)
-    provider.admission.draining = True
+    provider.admission.closed = Closed(message="not now", retry_after_ms=7)
     answer = await answer_to(requester, provider, honest_contract(requester, provider))
     assert isinstance(answer, Decline) and answer.code == "draining"
     quote = await quote_to(requester, provider, ask_of(requester, provider))
     assert isinstance(quote.message, Decline) and quote.message.code == "draining"
+    assert (quote.message.message, quote.message.retry_after_ms) == ("not now", 7)
 
 
 @pytest.mark.parametrize(
@@ -411,3 +412,38 @@ async def test_answer_is_cut_when_promises_reach_the_peers_limit(world: World) -
     # 0.8 µc a token: the next window of four would have gone beyond.
     assert 70 - 4 <= row.metered <= 70
     assert row.tokens_out == len(bought.text.split())
+
+
+async def test_quote_keeps_its_prices_when_they_rise_before_it_lapses(world: World) -> None:
+    requester, provider = await make_pair(world, price_out=100)
+    quote = await quote_to(requester, provider, ask_of(requester, provider))
+    assert isinstance(quote.message, Quote)
+    provider.provider.reconfigure(MarketSection(price_out=5_000_000, voucher_window_tokens=1))
+    terms = {"prices": quote.message.prices, "price_max": quote.message.price_max}
+    under_quote = honest_contract(requester, provider, answers=quote.message_id, **terms)
+    without = honest_contract(requester, provider, **terms)
+    answer = await answer_to(requester, provider, without)
+    assert isinstance(answer, Decline) and answer.code == "price"
+    assert isinstance(await answer_to(requester, provider, under_quote), Accept)
+
+
+async def test_job_that_is_handed_back_goes_on_at_another_provider(world: World) -> None:
+    slow = ScriptedExecutor(script=Script(step_s=1))
+    first, second = await world.node("p1", executor=slow), await world.node("p2", executor=ScriptedExecutor())
+    buyer = await world.node("r")
+    world.introduce(buyer, first)
+
+    async def close() -> None:
+        await trio.sleep(5.5)
+        world.introduce(buyer, second)
+        first.admission.closed = Closed(message="closed")
+        assert await first.provider.hand_back() == 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(close)
+        bought = await buy(buyer, order(tokens=20))
+    assert bought.finished.tokens_out == 20
+    (row,) = await first.ledger.contracts(9)
+    assert row.state is ProviderState.FAILED and 0 < row.tokens_out < 20
+    assert not first.executor.held and not first.admission.running
+    assert await first.provider.hand_back() == 0

@@ -1,0 +1,124 @@
+"""Settings that change while the daemon runs: what of a new file is followed at once, and what needs a restart.
+
+The comparison is pure; ``LiveConfig`` holds what is followed now. Reading is ``node/config_file.py``'s.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from node.config import Config
+from node.config_file import ConfigSource, Loaded, setting_types
+from node.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# What the rooms follow at once. The rest is given to something that is built once: sockets, workers, timers.
+_LIVE_SECTIONS: Final = ("owner", "log")
+_FIXED_OF_MARKET: Final = ("market.settlement", "market.settle_every_s", "market.forgive_after_days")
+
+
+def is_live(name: str) -> bool:
+    """Return whether a setting can be changed without a restart."""
+    section = name.partition(".")[0]
+    return section in _LIVE_SECTIONS or (section == "market" and name not in _FIXED_OF_MARKET)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One setting that a new configuration has otherwise."""
+
+    name: str
+    before: object
+    after: object
+    origin: str
+    """Where the new value comes from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reload:
+    """What became of a new configuration."""
+
+    changed: tuple[Change, ...]
+    needs_restart: tuple[Change, ...]
+    """These stay as they were."""
+
+
+def compare(running: Config, loaded: Loaded) -> tuple[Config, Reload]:
+    """Return what the daemon follows from now on, and how that differs from before. Pure."""
+    changed, needs_restart = [], []
+    live: dict[str, dict[str, object]] = {}
+    for name in setting_types():
+        before, after = setting(running, name), setting(loaded.config, name)
+        if before == after:
+            continue
+        change = Change(name=name, before=before, after=after, origin=loaded.origin(name))
+        if is_live(name):
+            section, _, key = name.partition(".")
+            live.setdefault(section, {})[key] = after
+            changed.append(change)
+        else:
+            needs_restart.append(change)
+    sections: dict[str, Any] = {  # Any: as msgspec.structs.replace takes its keywords
+        section: msgspec.structs.replace(getattr(running, section), **values) for section, values in live.items()
+    }
+    following = msgspec.structs.replace(running, **sections)
+    return following, Reload(changed=tuple(changed), needs_restart=tuple(needs_restart))
+
+
+def setting(config: Config, name: str) -> object:
+    """Return the value of ``section.key``."""
+    section, _, key = name.partition(".")
+    value: object = getattr(getattr(config, section), key)
+    return value
+
+
+class LiveConfig:
+    """The configuration that is followed now. Whoever follows it subscribes before the first ``reload``."""
+
+    def __init__(self, source: ConfigSource, loaded: Loaded) -> None:
+        self._source = source
+        self._origins = dict(loaded.origins)
+        self.config = loaded.config
+        self.pending: tuple[Change, ...] = ()
+        """What the last reload found and only a restart brings."""
+        self._followers: list[Callable[[Config], None]] = []
+
+    @property
+    def path(self) -> str:
+        return str(self._source.path)
+
+    def origin(self, name: str) -> str:
+        """Return where the value that is followed now comes from."""
+        return self._origins.get(name, "default")
+
+    def subscribe(self, follow: Callable[[Config], None]) -> None:
+        """Have every new configuration told; nothing that is called may fail or wait."""
+        self._followers.append(follow)
+
+    async def reload(self) -> Reload:
+        """Read all sources again and follow what can be followed.
+
+        Raises:
+            ConfigError: the sources are faulty; nothing has changed.
+        """
+        try:
+            loaded = await trio.to_thread.run_sync(self._source.load)
+        except ConfigError as exc:
+            log.error("configuration not reloaded: it is faulty", extra={"problems": exc.problems})
+            raise
+        following, reload = compare(self.config, loaded)
+        kept = {change.name: self.origin(change.name) for change in reload.needs_restart}
+        self.config, self.pending = following, reload.needs_restart
+        self._origins = {**loaded.origins, **kept}
+        for follow in self._followers:
+            follow(following)
+        for it in reload.changed:
+            log.info("setting changed", extra={"setting": it.name, "before": it.before, "now": it.after})
+        for it in reload.needs_restart:
+            log.warning("setting needs a restart", extra={"setting": it.name, "wanted": it.after})
+        return reload

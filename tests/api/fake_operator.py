@@ -1,0 +1,37 @@
+"""An operator that notes what it is told."""
+
+from dataclasses import dataclass, field
+
+from node.api.operator_routes import ChangeView, ConfigAnswer, ReloadAnswer, SettingView
+from node.api.views import GateView
+from node.errors import ConfigError
+
+CHANGE = ChangeView(name="market.price_in", before=1, after=2, origin="config.toml:3")
+
+
+@dataclass
+class FakeOperator:
+    """Implements ``node.api.operator_routes.Operator``."""
+
+    problems: list[str] = field(default_factory=list)
+    graces: list[float | None] = field(default_factory=list)
+    is_drained: bool = False
+
+    def settings(self) -> ConfigAnswer:
+        setting = SettingView(name="node.name", value="n", origin="default", live=False)
+        return ConfigAnswer(path="config.toml", settings=(setting,))
+
+    async def reload(self) -> ReloadAnswer:
+        if self.problems:
+            raise ConfigError(self.problems)
+        return ReloadAnswer(changed=(CHANGE,), needs_restart=())
+
+    def drain(self, grace_s: float | None) -> None:
+        self.graces.append(grace_s)
+        self.is_drained = True
+
+    def resume(self) -> None:
+        self.is_drained = False
+
+    def gate(self) -> GateView:
+        return GateView(open=not self.is_drained, drained=self.is_drained, jobs=2)

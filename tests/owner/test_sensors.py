@@ -1,0 +1,85 @@
+import math
+import time
+
+import pytest
+
+from node.execution.gpu_readings import GpuReading
+from node.owner import sensors
+from node.owner.sensors import Sensors, parse_logind
+
+MIB = 1 << 20
+
+
+def gpu(index: int, **changes: float | None) -> GpuReading:
+    facts: dict[str, float | None] = {
+        "utilization_ratio": 0.5,
+        "memory_used_bytes": 600 * MIB,
+        "memory_total_bytes": 1000 * MIB,
+        "temperature_celsius": 60,
+        "power_watts": 100.0,
+    }
+    return GpuReading(index=index, name="card", **(facts | changes))  # type: ignore[arg-type]
+
+
+def test_sensors_tell_the_worst_of_all_gpus() -> None:
+    cards = (gpu(0), gpu(1, temperature_celsius=80, memory_used_bytes=900 * MIB, utilization_ratio=0.75))
+    reading = Sensors(lambda: cards, lambda: False).read()
+    assert (reading.temperature_celsius, reading.power_watts) == (80, 200.0)
+    assert (reading.gpu_memory_free_mib, reading.foreign_gpu_percent) == (100, 75.0)
+
+
+def test_sensors_tell_nothing_of_gpus_when_there_are_none_or_they_are_silent() -> None:
+    for cards in (
+        (),
+        (gpu(0, **dict.fromkeys(("utilization_ratio", "memory_used_bytes", "temperature_celsius"))),),
+    ):
+        reading = Sensors(lambda cards=cards: cards, lambda: False).read()  # type: ignore[misc]
+        assert reading.temperature_celsius is reading.foreign_gpu_percent is reading.gpu_memory_free_mib is None
+
+
+def test_use_of_a_gpu_counts_as_foreign_only_while_no_job_of_ours_runs() -> None:
+    assert Sensors(lambda: (gpu(0),), lambda: True).read().foreign_gpu_percent is None
+
+
+def test_own_work_does_not_count_as_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Sensors(tuple, lambda: False)
+    assert watch.read().foreign_cpu_percent is None
+    cpu = sensors.psutil.cpu_times()
+    monkeypatch.setattr(sensors.psutil, "cpu_times", lambda: cpu)
+    own = iter([10.0, 15.0, 15.0])
+    monkeypatch.setattr(sensors, "_cpu_s_of_tree", lambda _process: next(own))
+    watch.read()
+    # Ten seconds of all cores: five were busy, by us; then ten more, eight busy, by others.
+    later = cpu._replace(user=cpu.user + 5, idle=cpu.idle + 5)
+    monkeypatch.setattr(sensors.psutil, "cpu_times", lambda: later)
+    assert watch.read().foreign_cpu_percent == pytest.approx(0.0, abs=0.01)
+    latest = later._replace(user=later.user + 8, idle=later.idle + 2)
+    monkeypatch.setattr(sensors.psutil, "cpu_times", lambda: latest)
+    assert watch.read().foreign_cpu_percent == pytest.approx(80.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("IdleHint=no\nIdleSinceHint=5\n", 0.0),
+        ("IdleHint=yes\nIdleSinceHint=1700000000000000\n", 60.0),
+        ("IdleHint=yes\nIdleSinceHint=0\n", math.inf),
+        ("", None),
+        ("IdleHint=yes\n", None),
+    ],
+)
+def test_words_of_logind_are_read(text: str, expected: float | None) -> None:
+    assert parse_logind(text, 1_700_000_060.0) == expected
+
+
+def test_terminals_are_asked_when_logind_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "ask_logind", lambda: None)
+    monkeypatch.setattr(sensors.psutil, "users", list)
+    assert Sensors(tuple, lambda: False).read().idle_s == math.inf
+
+    class User:
+        terminal = "null"
+
+    monkeypatch.setattr(sensors.psutil, "users", lambda: [User])
+    idle_s = Sensors(tuple, lambda: False).read().idle_s
+    assert idle_s is not None and 0 <= idle_s < time.time()
