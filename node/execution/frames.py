@@ -91,6 +91,23 @@ class Measure(Frame, frozen=True, kw_only=True):
     model: bytes
 
 
+class Score(Frame, frozen=True, kw_only=True):
+    """Re-check an answer by reading it, after everything else; answered by ``Scored`` or ``Failed``."""
+
+    request: int
+    model: bytes
+    messages: tuple[ChatMessage, ...]
+    prompt: str
+    held: bytes
+    """As ``GenerateInput.held``."""
+    answer: bytes
+    """The claimed tokens after those, packed likewise."""
+    temperature_milli: int
+    top_p_milli: int
+    seed: int
+    fingerprint: bytes
+
+
 class Ready(Frame, frozen=True, kw_only=True):
     """The worker has its device; ``None`` where that does not apply to its kind."""
 
@@ -127,6 +144,16 @@ class Measured(Frame, frozen=True, kw_only=True):
     tokens_per_s_milli: int
 
 
+class Scored(Frame, frozen=True, kw_only=True):
+    """As ``interface.Score``."""
+
+    request: int
+    margins: tuple[float, ...]
+    logprobs: tuple[float, ...]
+    fingerprint: bytes
+    distances: tuple[float, ...]
+
+
 class Failed(Frame, frozen=True, kw_only=True):
     """``request`` is over; ``code`` is one of ``ExecutionError``'s fixed words."""
 
@@ -155,8 +182,8 @@ class Step(Frame, frozen=True, kw_only=True):
     pieces: tuple[StepPiece, ...]
 
 
-ToWorker: TypeAlias = Setup | Load | Unload | Prepare | Start | Cancel | Measure
-FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Failed | Fault | Step
+ToWorker: TypeAlias = Setup | Load | Unload | Prepare | Start | Cancel | Measure | Score
+FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Scored | Failed | Fault | Step
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

@@ -3,6 +3,8 @@
 ``node.execution.pool`` implements it over worker processes; tests bring a scripted twin.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -78,6 +80,29 @@ class Piece:
     finish: FinishReason | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """An answer as this node's own copy of the model sees it, token by token."""
+
+    margins: tuple[float, ...]
+    """How far each token is behind the one that would be chosen here with the same noise, 0 to 5."""
+    logprobs: tuple[float, ...]
+    fingerprint: bytes
+    """Of the hidden states here: 512 bytes for every 32 tokens."""
+    distances: tuple[float, ...]
+    """For each 32 tokens of the claimed fingerprint, its relative error; empty when none was claimed."""
+
+    @property
+    def mean_margin(self) -> float:
+        """Return what a calibrated threshold is compared with."""
+        return math.fsum(self.margins) / max(1, len(self.margins))
+
+    @property
+    def exact_share(self) -> float:
+        """Return which part of the tokens would have been chosen here; weaker evidence than margins."""
+        return sum(margin == 0 for margin in self.margins) / max(1, len(self.margins))
+
+
 class Executor(Protocol):
     """Runs jobs on this node's own devices."""
 
@@ -140,3 +165,25 @@ class Executor(Protocol):
 
     async def release(self, prompt: Prompt) -> None:
         """Forget a prepared prompt that will not run; does nothing for one that ran. Never raises."""
+
+
+class Scorer(Protocol):
+    """Re-checks answers with this node's own copies of models."""
+
+    async def score(
+        self,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        answer: Sequence[int],
+        sampling: Sampling,
+        *,
+        fingerprint: bytes = b"",
+    ) -> Score:
+        """Re-check an answer by one teacher-forced pass, with the time that jobs leave.
+
+        ``fingerprint`` is what the provider claims for it, empty when nothing is to be compared.
+
+        Raises:
+            JobRefusedError: as ``prepare``; ``input`` also when answer or fingerprint cannot be this model's.
+            WorkerDiedError: the worker is gone; another is being started.
+        """

@@ -10,6 +10,8 @@ from typing import Final
 from node.execution.interface import Dtype
 from node.execution.shape import DecoderShape
 
+SCORE_ROWS: Final = 32
+"""Rows of logits that a check (``engine/score.py``) has at once."""
 BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 # Interpreter and torch: 250 MB of resident memory on a CPU. For CUDA, context and allocator slack are
@@ -47,7 +49,9 @@ def plan_model(
     width = BYTES_OF[dtype]
     head_columns = (shape.heads + 2 * shape.kv_heads) * shape.head_size
     activations = prefill_tokens * width * (2 * shape.hidden + shape.feed_forward_columns + head_columns)
-    logits = slots * shape.vocabulary * (width + 4)
+    logits = max(slots, SCORE_ROWS) * shape.vocabulary * (width + 4)
+    # A check of somebody's answer keeps keys and values of its own, so that it takes no job's slot.
+    score = context_tokens * kv_bytes_per_token(shape, dtype)
     # The CPU path keeps a tied embedding twice: as a table, and packed for the last layer.
     packed_twice = shape.vocabulary * shape.hidden * width if shape.tied_embeddings else 0
     return MemoryPlan(
@@ -55,7 +59,7 @@ def plan_model(
         context_tokens=context_tokens,
         weights_bytes=parameters * width + packed_twice,
         cache_bytes=slots * context_tokens * kv_bytes_per_token(shape, dtype),
-        working_bytes=activations + logits,
+        working_bytes=activations + logits + score,
     )
 
 

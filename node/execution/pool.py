@@ -15,16 +15,17 @@ from trio import TaskStatus
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
+from node.execution import frames
 from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, Start
-from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
 from node.execution.loading import DeviceSetup, LocalModel
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
-from protocol.task import GenerateInput, Sampling
+from protocol.task import GenerateInput, Sampling, pack_tokens
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -199,6 +200,42 @@ class WorkerPool:
         """See ``Executor.release``."""
         if held := self._held.pop(prompt.job_key, None):
             held.lease.close()
+
+    async def score(
+        self,
+        model_id: ModelId,
+        task_input: GenerateInput,
+        answer: Sequence[int],
+        sampling: Sampling,
+        *,
+        fingerprint: bytes = b"",
+    ) -> Score:
+        """See ``Scorer.score``."""
+        worker = self._least_loaded(model_id)
+        models = await worker.load_again(model_id)
+        with models.use(model_id), worker.process.open_request(1) as request:
+            await request.send(
+                frames.Score(
+                    request=request.number,
+                    model=model_id,
+                    messages=task_input.messages,
+                    prompt=task_input.prompt,
+                    held=task_input.held,
+                    answer=pack_tokens(answer),
+                    temperature_milli=sampling.temperature_milli,
+                    top_p_milli=sampling.top_p_milli,
+                    seed=sampling.seed,
+                    fingerprint=fingerprint,
+                )
+            )
+            scored = await request.receive()
+        assert isinstance(scored, frames.Scored)
+        return Score(
+            margins=scored.margins,
+            logprobs=scored.logprobs,
+            fingerprint=scored.fingerprint,
+            distances=scored.distances,
+        )
 
     def _least_loaded(self, model_id: ModelId) -> DeviceWorker:
         serving = [w for w in self._workers if any(model.model_id == model_id for model in w.served)]

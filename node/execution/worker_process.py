@@ -28,6 +28,7 @@ from node.execution.frames import (
     Prepare,
     Prepared,
     Ready,
+    Scored,
     Setup,
     Start,
     Step,
@@ -44,7 +45,7 @@ from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_b
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Loaded | Unloaded | Prepared | Measured
+Answer: TypeAlias = Loaded | Unloaded | Prepared | Measured | Scored
 Event: TypeAlias = Answer | Piece | ExecutionError
 
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
@@ -331,7 +332,7 @@ class WorkerProcess:
             case Prepared(request=request):
                 self._patience.read(request, now)
                 self._deliver_event(request, frame)
-            case Loaded() | Unloaded() | Measured():
+            case Loaded() | Unloaded() | Measured() | Scored():
                 self._patience.worked(now)
                 self._patience.over(frame.request)
                 self._deliver_event(frame.request, frame)

@@ -10,6 +10,7 @@ do not (Token-DiFR, arXiv 2511.20621, is the same idea). What is too far is cali
 import itertools
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -20,12 +21,11 @@ from torch import Tensor
 from node.execution.engine.fingerprint import Fingerprinter, distance
 from node.execution.engine.llama import Llama
 from node.execution.engine.sampling import gumbel_noise
+from node.execution.memory_plan import SCORE_ROWS
 from protocol.task import Sampling
 
 MARGIN_MAX: Final = 5.0
 """A single wild token says no more than this."""
-LOGIT_ROWS: Final = 32
-"""Rows of logits that are in memory at once."""
 # Of a nucleus: an honest bfloat16 run has moved mass over its border by less than this.
 _BORDER: Final = 0.05
 _LIKELIEST: Final = 256
@@ -136,8 +136,8 @@ class Scoring:
         self._fingerprinter.add(predicting)
         if task.fingerprint:
             self._hidden.append(predicting)
-        for start in range(0, len(predicting), LOGIT_ROWS):
-            rows, at = predicting[start : start + LOGIT_ROWS], len(self._margins)
+        for start in range(0, len(predicting), SCORE_ROWS):
+            rows, at = predicting[start : start + SCORE_ROWS], len(self._margins)
             claimed = task.answer[at : at + len(rows)]
             margins, logprobs = judge(
                 self.reader.logits(rows), claimed, task.sampling, first_position=task.first_position + at
@@ -162,11 +162,14 @@ class Scoring:
 class Scores:
     """The checks that wait for one model, read one after the other with what time the jobs leave."""
 
+    new_reader: Callable[[int], Reader]
+    """Takes the tokens that it will read; called when a check begins, so that one at a time holds memory."""
     tokens_alone: int
     """Of one pass when no job runs."""
     tokens_beside: int
     """Of one pass between two passes of running jobs."""
-    waiting: deque[Scoring] = field(default_factory=deque)
+    waiting: deque[ScoreTask] = field(default_factory=deque)
+    _current: Scoring | None = None
 
     @property
     def idle(self) -> bool:
@@ -174,17 +177,23 @@ class Scores:
 
     def cancel(self, request: int) -> None:
         """Forget a check; does nothing when it is unknown."""
-        self.waiting = deque(scoring for scoring in self.waiting if scoring.task.request != request)
+        self.waiting = deque(task for task in self.waiting if task.request != request)
+        if self._current is not None and self._current.task.request == request:
+            self._current = None
 
     def step(self, *, alone: bool) -> Verdict | None:
         """Read one piece of the oldest check and return its verdict when it is through."""
         if not self.waiting:
             return None
-        scoring = self.waiting[0]
+        if self._current is None:
+            task = self.waiting[0]
+            self._current = Scoring(task=task, reader=self.new_reader(len(task.prompt) + len(task.answer)))
+        scoring = self._current
         scoring.advance(self.tokens_alone if alone else self.tokens_beside)
         if not scoring.done:
             return None
         self.waiting.popleft()
+        self._current = None
         return scoring.verdict()
 
 

@@ -6,20 +6,24 @@ Joins the engine, which knows only tokens, with the codec, which knows only text
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from node.errors import JobRefusedError
 from node.execution.engine.engine import Chosen, Engine
+from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.scheduler import Sequence
+from node.execution.engine.score import LlamaReader, Scores, ScoreTask, Verdict
 from node.execution.engine.text import TextCodec, TextStream, load_codec
-from node.execution.frames import Load, Prepare, Start, StepPiece
+from node.execution.frames import Load, Prepare, Score, Start, StepPiece
 from node.execution.shape import read_shape
 from protocol.task import FinishReason, Sampling, unpack_tokens
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Of a pass of prompts, for each piece of a check beside jobs: it delays their next token by that much.
+SCORE_SHARE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +39,14 @@ class HeldPrompt:
     scope: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class HeldScore:
+    """A tokenised check on its way to the model."""
+
+    model: bytes
+    task: ScoreTask
+
+
 class ServedModel:
     """A model with its engine. ``prepare`` may run in another thread than the rest: it only reads."""
 
@@ -43,6 +55,16 @@ class ServedModel:
         self._codec, self._load = codec, load
         self._stop_tokens = codec.stop_tokens(model.shape.eos_tokens | _generation_eos(Path(load.folder)))
         self._streams: dict[int, TextStream] = {}
+        self._scores = Scores(
+            new_reader=lambda tokens: LlamaReader(model, tokens),
+            tokens_alone=load.prefill_tokens,
+            tokens_beside=max(1, load.prefill_tokens // SCORE_SHARE),
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Neither a job nor a check has anything to do."""
+        return self.engine.idle and self._scores.idle
 
     def prepare(self, frame: Prepare) -> HeldPrompt:
         """Render and tokenise.
@@ -68,7 +90,48 @@ class ServedModel:
             request=frame.request, model=frame.model, tokens=tokens, held=held, stop=frame.stop, scope=frame.scope
         )
 
-    def _refuse_hopeless(self, frame: Prepare) -> None:
+    def prepare_score(self, frame: Score) -> ScoreTask:
+        """Render and tokenise what is to be checked.
+
+        Raises:
+            JobRefusedError: as ``prepare``, or there is no answer, or the fingerprint is of another length.
+        """
+        self._refuse_hopeless(frame)
+        held, answer = unpack_tokens(frame.held), unpack_tokens(frame.answer)
+        tokens = self._codec.encode(frame.messages, frame.prompt) + held
+        limit = self._load.context_tokens
+        if len(tokens) + len(answer) > limit:
+            raise JobRefusedError(
+                f"prompt and answer have {len(tokens) + len(answer)} tokens, this model is served with a context "
+                f"of {limit}",
+                code="context_exceeded",
+            )
+        if not answer or max(*tokens, *answer) >= self.model.shape.vocabulary:
+            raise JobRefusedError("expected an answer, and tokens that the model knows", code="input")
+        if len(frame.fingerprint) not in (0, len(answer) // GROUP_TOKENS * GROUP_BYTES):
+            raise JobRefusedError(
+                f"expected {GROUP_BYTES} bytes of fingerprint for every {GROUP_TOKENS} tokens of an answer of "
+                f"{len(answer)}, got {len(frame.fingerprint)} bytes",
+                code="input",
+            )
+        return ScoreTask(
+            request=frame.request,
+            prompt=tokens,
+            answer=answer,
+            sampling=_sampling(frame),
+            first_position=len(held),
+            fingerprint=frame.fingerprint,
+        )
+
+    def score(self, task: ScoreTask) -> None:
+        """Queue a check behind the others of this model."""
+        self._scores.waiting.append(task)
+
+    def step_score(self, *, alone: bool) -> Verdict | None:
+        """Read on in the oldest check; ``alone`` when no job of this device runs."""
+        return self._scores.step(alone=alone)
+
+    def _refuse_hopeless(self, frame: Prepare | Score) -> None:
         # Before tokenising: 1 MiB takes up to 3 s, in which nobody else's prompt is read, and costs its sender
         # nothing.
         size = len(frame.prompt.encode()) + sum(len(message.content.encode()) for message in frame.messages)
@@ -89,9 +152,6 @@ class ServedModel:
 
     def start(self, held: HeldPrompt, frame: Start) -> None:
         """Queue a held prompt; ``tokens_out_max`` is at most what was prepared for."""
-        sampling = Sampling(
-            temperature_milli=frame.temperature_milli, top_p_milli=frame.top_p_milli, seed=frame.seed
-        )
         self._streams[held.request] = self._stream_after(held.held, held.stop)
         self.engine.add(
             Sequence(
@@ -99,7 +159,7 @@ class ServedModel:
                 tokens=held.tokens,
                 prompt_tokens=len(held.tokens),
                 tokens_out_max=frame.tokens_out_max,
-                sampling=sampling,
+                sampling=_sampling(frame),
                 stop_tokens=self._stop_tokens,
                 first_position=len(held.held),
                 scope=held.scope,
@@ -110,6 +170,7 @@ class ServedModel:
         """Free the slot of ``request``; does nothing when it is unknown."""
         if self._streams.pop(request, None) is not None:
             self.engine.cancel(request)
+        self._scores.cancel(request)
 
     def step(self) -> list[StepPiece]:
         """Run one pass of the engine and return what it gave each job."""
@@ -127,6 +188,10 @@ class ServedModel:
             text += stream.end()
             del self._streams[chosen.request]
         return StepPiece(request=chosen.request, tokens=(chosen.token,), text=text, finish=finish)
+
+
+def _sampling(frame: Start | Score) -> Sampling:
+    return Sampling(temperature_milli=frame.temperature_milli, top_p_milli=frame.top_p_milli, seed=frame.seed)
 
 
 def load_served(load: Load, device: torch.device) -> ServedModel:

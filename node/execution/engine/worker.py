@@ -18,7 +18,8 @@ from node.errors import ExecutionError, NodeError
 from node.execution.engine.faults import tell_fault
 from node.execution.engine.link import Link
 from node.execution.engine.measure import decode_tokens_per_s_milli, matmul_gflops, read_mb_per_s
-from node.execution.engine.served import HeldPrompt, ServedModel, load_served
+from node.execution.engine.score import Verdict
+from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel, load_served
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
     Cancel,
@@ -29,6 +30,8 @@ from node.execution.frames import (
     Measured,
     Prepare,
     Prepared,
+    Score,
+    Scored,
     Setup,
     Start,
     Step,
@@ -38,7 +41,7 @@ from node.execution.frames import (
 
 EXIT_FAULT: Final = 1
 
-Work: TypeAlias = Load | Unload | HeldPrompt | Start | Cancel | Measure
+Work: TypeAlias = Load | Unload | HeldPrompt | Start | Cancel | Measure | HeldScore
 
 
 class Worker:
@@ -58,6 +61,8 @@ class Worker:
             match frame:
                 case Prepare():
                     self._prepare(frame)
+                case Score():
+                    self._prepare_score(frame)
                 case Setup():
                     raise ExecutionError("expected one Setup, got a second", code="protocol")
                 case _:
@@ -66,7 +71,7 @@ class Worker:
     def run(self) -> None:
         """Step every model that has something to do; wait only when none has."""
         while True:
-            if all(served.engine.idle for served in self._models.values()):
+            if all(served.idle for served in self._models.values()):
                 self._handle(self.inbox.get())
             while not self.inbox.empty():
                 self._handle(self.inbox.get())
@@ -74,8 +79,9 @@ class Worker:
 
     def _step(self) -> None:
         # In a function of its own: a name that lives on would keep an unloaded model's memory.
+        alone = all(served.engine.idle for served in self._models.values())
         for served in self._models.values():
-            if served.engine.idle:
+            if served.idle:
                 continue
             # Sent without pieces too: a long prompt is a sign of life for each of its chunks.
             pieces = tuple(served.step())
@@ -83,6 +89,9 @@ class Worker:
                 if piece.finish is not None:
                     self._owner.pop(piece.request, None)
             self.link.send(Step(pieces=pieces))
+            if verdict := served.step_score(alone=alone):
+                self._owner.pop(verdict.request, None)
+                self.link.send(_scored(verdict))
 
     def _handle(self, work: Work) -> None:
         match work:
@@ -100,6 +109,9 @@ class Worker:
                     served.cancel(work.request)
             case Measure():
                 self._measure(work)
+            case HeldScore():
+                self._owner[work.task.request] = served = self._models[work.model]
+                served.score(work.task)
             case _:
                 assert_never(work)
 
@@ -136,6 +148,15 @@ class Worker:
         self.inbox.put(held)
         self.link.send(Prepared(request=frame.request, tokens=len(held.tokens)))
 
+    def _prepare_score(self, frame: Score) -> None:
+        served = self._models.get(frame.model)
+        try:
+            if served is None:
+                raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
+            self.inbox.put(HeldScore(frame.model, served.prepare_score(frame)))
+        except ExecutionError as exc:
+            self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
+
     def _start(self, frame: Start) -> None:
         held = self._held.pop(frame.request, None)
         if held is None:
@@ -155,6 +176,16 @@ class Worker:
                 tokens_per_s_milli=decode_tokens_per_s_milli(served.model, served.engine),
             )
         )
+
+
+def _scored(verdict: Verdict) -> Scored:
+    return Scored(
+        request=verdict.request,
+        margins=tuple(verdict.margins),
+        logprobs=tuple(verdict.logprobs),
+        fingerprint=verdict.fingerprint,
+        distances=tuple(verdict.distances),
+    )
 
 
 def serve(link: Link, jail: str) -> None:

@@ -122,9 +122,9 @@ def test_token_just_outside_the_nucleus_is_close_and_an_unlikely_one_far() -> No
 
 def test_checks_are_read_in_small_pieces_beside_jobs_and_one_after_the_other(tiny: Llama) -> None:
     answer = generate(tiny, Sampling())
-    scores = Scores(tokens_alone=1000, tokens_beside=8)
+    scores = Scores(new_reader=lambda tokens: LlamaReader(tiny, tokens), tokens_alone=1000, tokens_beside=8)
     for request in (1, 2, 3):
-        scores.waiting.append(scoring(tiny, replace(task(answer, Sampling()), request=request)))
+        scores.waiting.append(replace(task(answer, Sampling()), request=request))
     scores.cancel(2)
     steps = 0
     while (verdict := scores.step(alone=False)) is None:
