@@ -1,10 +1,12 @@
-"""Attention of one pass over the cache: masks and slots are the same for every layer and made once.
+"""Attention of one pass over the cache: what is the same for every layer is made once.
 
-Decodes go through one call for all sequences, each prompt chunk through its own. On CUDA this is the same code;
-paged attention in one call is the next step there (not run on a GPU yet).
+Decodes go through one call for each run of slots with about as many tokens, each prompt chunk through its own. On
+CUDA this is the same code; paged attention in one call is the next step there (not run on a GPU yet).
 """
 
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
@@ -14,84 +16,93 @@ from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.scheduler import Plan
 from node.execution.shape import LlamaShape
 
+_CALL_TOKENS: Final = {"cpu": 128, "cuda": 1 << 20}
+"""How many tokens of padding cost what another call costs: 15 us on a core; on CUDA calls are the dearer ones."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    slot: int
-    start: int
-    end: int
-    row: int
+class _Span:
+    """Rows of the pass that attend to slots in one call."""
+
+    rows: slice
+    held: tuple[Tensor, ...]
+    """For each layer (2, slots, KV heads, longest, head size): keys and values, read where they lie."""
     mask: Tensor | None
-    """(n, end) bool; None for a chunk that begins its prompt, which is plainly causal."""
+    """What of it each row may see; None where that is all, or what came before in a prompt's first chunk."""
+    is_decode: bool
 
 
 class StepAttention:
     """Positions, masks and slots of one plan; call ``attend`` once for each layer."""
 
     def __init__(self, plan: Plan, cache: KvCache, shape: LlamaShape, device: torch.device) -> None:
-        self._cache, self._shape = cache, shape
-        positions = [sequence.cached for sequence in plan.decodes]
+        self._cache, self._shape, self._device = cache, shape, device
+        assert [sequence.slot for sequence in plan.decodes] == sorted(sequence.slot for sequence in plan.decodes)
+        lengths = [sequence.cached + 1 for sequence in plan.decodes]
         slots = [sequence.slot for sequence in plan.decodes]
-        self._decodes = len(slots)
-        self._longest = max(positions, default=0) + 1
-        # The lowest slots in order are read in place; others are gathered, which copies them.
-        self._in_place = slots == list(range(len(slots)))
-        self._slots = torch.tensor(slots, device=device)
-        self._positions = torch.tensor(positions, device=device)
-        self._mask = self._decode_mask(positions, device)
-        self._chunks, row = [], len(slots)
+        targets = [slot * cache.context_tokens + length - 1 for slot, length in zip(slots, lengths, strict=True)]
+        self._spans = [
+            self._decode_span(run, slots[run.start], lengths[run])
+            for run in runs_of(slots, lengths, call_tokens=_CALL_TOKENS[device.type])
+        ]
         for sequence, tokens in plan.chunks:
-            start, end = sequence.cached, sequence.cached + tokens
+            row, start, end = len(targets), sequence.cached, sequence.cached + tokens
+            first = sequence.slot * cache.context_tokens
+            targets += range(first + start, first + end)
             mask = None if start == 0 else _chunk_mask(start, end, device)
-            self._chunks.append(_Chunk(sequence.slot, start, end, row, mask))
-            row += tokens
+            held = self._held(sequence.slot, 1, end)
+            self._spans.append(_Span(slice(row, row + tokens), held, mask, is_decode=False))
+        self._targets = torch.tensor(targets, device=device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store the pass's keys and values and return (N, H * hd); see ``llama.Attend``."""
-        keys, values = self._cache.keys[layer], self._cache.values[layer]
-        mixed = []
-        if self._decodes:
-            n = self._decodes
-            mixed.append(self._attend_decodes(keys, values, (q[:n], k[:n], v[:n])))
-        for chunk in self._chunks:
-            rows = slice(chunk.row, chunk.row + chunk.end - chunk.start)
-            mixed.append(_attend_chunk(chunk, keys, values, (q[rows], k[rows], v[rows])))
+        keys, values = self._cache.rows[layer].unbind(0)
+        keys.index_copy_(0, self._targets, k)
+        values.index_copy_(0, self._targets, v)
+        mixed = [self._attend_span(span, layer, q[span.rows]) for span in self._spans]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _attend_decodes(self, keys: Tensor, values: Tensor, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        q, k, v = qkv
-        n, shape = self._decodes, self._shape
-        keys[self._slots, :, self._positions] = k
-        values[self._slots, :, self._positions] = v
-        which = slice(n) if self._in_place else self._slots
+    def _attend_span(self, span: _Span, layer: int, q: Tensor) -> Tensor:
+        keys, values = span.held[layer].unbind(0)
+        n, shape = len(q), self._shape
+        if not span.is_decode:
+            q = q.transpose(0, 1)[None]
+            causal = span.mask is None
+            mixed = F.scaled_dot_product_attention(
+                q, keys, values, attn_mask=span.mask, is_causal=causal, enable_gqa=True
+            )
+            return mixed[0].transpose(0, 1).reshape(n, -1)
         # The query heads that share a key head stand where the query length goes: no copy of keys per head.
         grouped = q.reshape(n, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_size)
-        return F.scaled_dot_product_attention(
-            grouped, keys[which, :, : self._longest], values[which, :, : self._longest], attn_mask=self._mask
-        ).reshape(n, -1)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=span.mask).reshape(n, -1)
 
-    def _decode_mask(self, positions: list[int], device: torch.device) -> Tensor | None:
-        """Return (decodes, 1, 1, longest) bool, or None when all are equally long."""
-        if len(set(positions)) < 2:
-            return None
-        allowed = torch.arange(self._longest, device=device) <= self._positions[:, None]
-        return allowed[:, None, None]
+    def _decode_span(self, run: slice, slot: int, lengths: Items[int]) -> _Span:
+        longest, mask = max(lengths), None
+        if min(lengths) < longest:
+            allowed = torch.tensor(lengths, device=self._device)[:, None]
+            mask = (torch.arange(longest, device=self._device) < allowed)[:, None, None]
+        return _Span(run, self._held(slot, len(lengths), longest), mask, is_decode=True)
+
+    def _held(self, slot: int, count: int, longest: int) -> tuple[Tensor, ...]:
+        return self._cache.held[:, :, slot : slot + count, :longest].transpose(3, 4).unbind(0)
+
+
+def runs_of(slots: Items[int], lengths: Items[int], *, call_tokens: int) -> list[slice]:
+    """Cut ascending ``slots`` into runs without a hole, each read as long as its longest.
+
+    A run ends where the padding would cost more than another call.
+    """
+    runs: list[slice] = []
+    start = longest = padding = 0
+    for i, length in enumerate(lengths):
+        grown = padding + (i - start) * max(0, length - longest) + max(0, longest - length)
+        if i > start and (slots[i] != slots[i - 1] + 1 or grown > call_tokens):
+            runs.append(slice(start, i))
+            start, longest, padding = i, length, 0
+        else:
+            longest, padding = max(longest, length), grown
+    return [*runs, slice(start, len(lengths))] if lengths else runs
 
 
 def _chunk_mask(start: int, end: int, device: torch.device) -> Tensor:
     return torch.arange(end, device=device) <= torch.arange(start, end, device=device)[:, None]
-
-
-def _attend_chunk(chunk: _Chunk, keys: Tensor, values: Tensor, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    q, k, v = (part.transpose(0, 1) for part in qkv)
-    keys[chunk.slot, :, chunk.start : chunk.end] = k
-    values[chunk.slot, :, chunk.start : chunk.end] = v
-    mixed = F.scaled_dot_product_attention(
-        q[None],
-        keys[chunk.slot, :, : chunk.end][None],
-        values[chunk.slot, :, : chunk.end][None],
-        attn_mask=chunk.mask,
-        is_causal=chunk.mask is None,
-        enable_gqa=True,
-    )
-    return mixed[0].transpose(0, 1).reshape(chunk.end - chunk.start, -1)

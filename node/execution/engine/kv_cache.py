@@ -16,23 +16,26 @@ from node.execution.shape import LlamaShape
 
 
 class KvCache:
-    """Keys and values (slots, KV heads, context, head size) for each layer; pages are touched on first use."""
+    """Keys and values of every layer in one tensor; pages are touched on first use.
+
+    ``held`` is (layers, 2, slots, context, KV heads, head size), keys first; ``rows`` the same memory with slots
+    and context as one dimension. A token lies in one piece, so that a pass writes all of its tokens in one call.
+    """
 
     def __init__(
         self, shape: LlamaShape, *, slots: int, context_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        size = (slots, shape.kv_heads, context_tokens, shape.head_size)
-        self.keys = [_zeros(size, dtype, device) for _ in range(shape.layers)]
-        self.values = [_zeros(size, dtype, device) for _ in range(shape.layers)]
+        size = (shape.layers, 2, slots, context_tokens, shape.kv_heads, shape.head_size)
+        self.held = _zeros(size, dtype, device)
+        self.rows = self.held.flatten(2, 3)
         self.slots, self.context_tokens = slots, context_tokens
 
     def move(self, move: Move) -> None:
         """Do what ``move`` says in every layer."""
-        for tensor in (*self.keys, *self.values):
-            source, target = tensor[move.source], tensor[move.target]
-            displaced = target[:, : move.back].clone()
-            target[:, : move.tokens] = source[:, : move.tokens]
-            source[:, : move.back] = displaced
+        source, target = self.held[:, :, move.source], self.held[:, :, move.target]
+        displaced = target[:, :, : move.back].clone()
+        target[:, :, : move.tokens] = source[:, :, : move.tokens]
+        source[:, :, : move.back] = displaced
 
 
 def _zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
