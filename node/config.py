@@ -67,6 +67,8 @@ class ModelsSection(Section, frozen=True, kw_only=True):
     """The model store; empty: ``models`` in the home."""
     serve: Annotated[tuple[str, ...], Meta(max_length=16)] = ("*",)
     """Names of models to load at start; "*" means all in the store."""
+    quota_gb: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    """10⁹ bytes that the store may take; an import removes what was used longest ago. 0: no bound."""
 
 
 class MarketSection(Section, frozen=True, kw_only=True):

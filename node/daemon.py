@@ -18,6 +18,7 @@ from node.api.daemon_view import OK, DaemonView, Rooms
 from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
+from node.api.shelf import Shelf
 from node.clock import local_time, system_entropy, system_time
 from node.config import Config
 from node.discovery.directory import Directory
@@ -36,6 +37,7 @@ from node.market.quotes import Quotes
 from node.market.requester import Requester
 from node.market.settlement import means_of
 from node.market.settlement_exchange import Settler
+from node.models.holding import Holds
 from node.models.store import ModelStore
 from node.net.interface import Network
 from node.net.libp2p.network import LibP2pNetwork
@@ -125,9 +127,10 @@ class _Daemon:
     def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network) -> None:
         config = live.config
         self._home, self._config, self._party, self._net = home, config, party, net
-        store = ModelStore(Path(config.models.dir) if config.models.dir else home.models_path)
+        store = ModelStore(Path(config.models.dir).expanduser() if config.models.dir else home.models_path)
         serve_models = config.models.serve if config.node.role == "worker" else ()
         self._pool = WorkerPool(config.worker, store, serve_models, metrics=party.metrics)
+        self._shelf = Shelf(self._pool, store, Holds(store.root))
         self._served = False
         self._admission = Admission(config.market)
         self._provider = Provider(
@@ -206,6 +209,7 @@ class _Daemon:
             quotes=self._quotes.ask,
             settle=self._settler.settle,
             operator=self._operating,
+            shelf=self._shelf,
             shutdown=nursery.cancel_scope.cancel,
             metrics=self._party.metrics,
             scrape=self._scrape,
@@ -239,6 +243,7 @@ class _Daemon:
         self._served = bool(self._pool.models())
         self._count_places()
         nursery.start_soon(self._follow_pool)
+        nursery.start_soon(self._follow_served)
 
     async def _follow_pool(self) -> None:
         """Keep places and advert true when a worker dies, or serves again."""
@@ -246,6 +251,12 @@ class _Daemon:
             await self._pool.wait_change()
             self._count_places()
             self._advert_changed()
+
+    async def _follow_served(self) -> None:
+        """Keep what is served in the store."""
+        while True:
+            await self._shelf.hold_served()
+            await self._pool.wait_change()
 
     async def _follow_ledger(self) -> None:
         """Show when the ledger's disk refuses, and when it is back: nothing new is begun meanwhile."""

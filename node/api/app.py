@@ -13,6 +13,7 @@ from node.api.guard import Guard
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
 from node.api.live import live_routes
+from node.api.model_routes import model_routes
 from node.api.openai import openai_routes
 from node.api.openapi import openapi_route
 from node.api.operator_routes import operator_routes
@@ -35,6 +36,7 @@ def make_app(services: Services) -> ASGIApp:
         *live_routes(services),
         *session_routes(sessions),
         *operator_routes(services.operator),
+        *model_routes(services.shelf),
     ]
     app = Starlette(
         routes=[openapi_route(routes), *routes, *page_routes()],

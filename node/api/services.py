@@ -9,6 +9,7 @@ from typing import Protocol
 import trio
 
 from node.api.job_views import JobTrace
+from node.api.model_routes import Shelf
 from node.api.operator_routes import Operator
 from node.api.views import (
     BundleView,
@@ -129,6 +130,8 @@ class Services:
     settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
     """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
     operator: Operator
+    shelf: Shelf
+    """Takes models of the store into service and out of it."""
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
     metrics: Metrics

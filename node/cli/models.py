@@ -1,21 +1,39 @@
-"""``models``: what the network has (from the daemon), and the store of this home (no daemon needed)."""
+"""``models``: what the network has and what is loaded (from the daemon), and the store of this home (no daemon).
+
+How models of the store are shown stands in ``shown_models.py``.
+"""
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
 
 import click
 
 from node.cli.client import find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, emit, note, short, size
-from node.errors import ModelError
+from node.cli.output import Payload, columns, emit, note, short
+from node.cli.shown_models import (
+    loaded_table,
+    model_table,
+    shown_decision,
+    shown_model,
+    store_table,
+    told,
+)
+from node.errors import ModelError, ModelKeptError
 
 if TYPE_CHECKING:
+    from node.models.eviction import Decision
     from node.models.store import ModelStore
     from node.models.stored import StoredModel
+
+LOAD_S: Final = 660.0
+"""A hundred gigabytes from a slow disk."""
+GB: Final = 10**9
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
@@ -31,8 +49,8 @@ def models(ctx: click.Context) -> int:
 def list_models(options: Globals, store: bool) -> int:
     """List the models that this node and its peers serve; prices in µc per million tokens."""
     if store:
-        found = [_describe(model) for model in _open_store(options).models()]
-        emit(options, {"schema": 1, "models": found}, rows="models", table=_store_table)
+        found = [shown_model(model) for model in open_store(options).models()]
+        emit(options, {"schema": 1, "models": found}, rows="models", table=store_table)
     else:
         emit(options, find_daemon(options).get("/api/v1/models"), rows="models", table=_models_table)
     return Exit.DONE
@@ -40,15 +58,34 @@ def list_models(options: Globals, store: bool) -> int:
 
 @models.command("add")
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
-@click.option("--name", help="How the model is called; else the file's or folder's name.")
+@click.option("--name", help="How the model is called; else the file's, folder's or repository's name.")
 @pass_globals
 def add(options: Globals, path: Path, name: str | None) -> int:
-    """Import a folder with safetensors, or a GGUF file. The daemon serves it after its next start."""
-    store = _open_store(options)
-    called = name or (path.stem if path.is_file() else path.name).lower()
-    note(options, f"importing {path} as {called} …")
-    model = store.add_folder(path, called) if path.is_dir() else store.add_gguf(path, called)
-    emit(options, {"schema": 1} | _describe(model), table=lambda found: f"{found['name']}  {found['model_id']}")
+    """Import a folder with safetensors, one of the Hugging Face cache, or a GGUF file.
+
+    A running daemon serves it after souk models load, another one from its next start.
+    """
+    decisions: list[Decision] = []
+    store = open_store(options, decisions.append)
+    before = {model.model_id for model in store.models()}
+    note(options, f"importing {path} …")
+    model = store.add_folder(path, name) if path.is_dir() else store.add_gguf(path, name)
+    for decision in decisions:
+        note(options, told(decision))
+    if model.model_id in before:
+        note(options, f"its files are here already, as {model.name}")
+    added = {"schema": 1} | shown_model(model) | {"room": [shown_decision(found) for found in decisions]}
+    emit(options, added, table=lambda found: f"{found['name']}  {found['model_id']}")
+    return Exit.DONE
+
+
+@models.command("show")
+@click.argument("name", metavar="MODEL")
+@pass_globals
+def show(options: Globals, name: str) -> int:
+    """Show a model of this home's store: its files with their hashes, its source, its pin."""
+    payload = {"schema": 1} | shown_model(_find(open_store(options), name), with_files=True)
+    emit(options, payload, table=model_table)
     return Exit.DONE
 
 
@@ -57,7 +94,7 @@ def add(options: Globals, path: Path, name: str | None) -> int:
 @pass_globals
 def verify(options: Globals, names: tuple[str, ...]) -> int:
     """Hash every file of the models named, or of all; ends with 1 when one is not what it should be."""
-    store = _open_store(options)
+    store = open_store(options)
     chosen = [_find(store, name) for name in names] if names else list(store.models())
     results = []
     for model in chosen:
@@ -71,15 +108,75 @@ def verify(options: Globals, names: tuple[str, ...]) -> int:
     return Exit.DONE if all(result["ok"] for result in results) else Exit.FAILED
 
 
+@models.command("pin")
+@click.argument("name", metavar="MODEL")
+@pass_globals
+def pin(options: Globals, name: str) -> int:
+    """Keep a model whatever room is needed."""
+    return _pin(options, name, True)
+
+
+@models.command("unpin")
+@click.argument("name", metavar="MODEL")
+@pass_globals
+def unpin(options: Globals, name: str) -> int:
+    """Let a model be removed again."""
+    return _pin(options, name, False)
+
+
+def _pin(options: Globals, name: str, pinned: bool) -> int:
+    store = open_store(options)
+    model = store.pin(_find(store, name), pinned)
+    said = "pinned: it stays whatever room is needed" if pinned else "not pinned: it goes when its age is due"
+    emit(options, {"schema": 1} | shown_model(model), table=lambda found: f"{found['name']} is {said}")
+    return Exit.DONE
+
+
+@models.command("evict")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed.")
+@pass_globals
+def evict(options: Globals, dry_run: bool) -> int:
+    """Bring the store down to models.quota_gb: what was used longest ago goes first."""
+    store = open_store(options)
+    if not store.quota_bytes:
+        raise CliError("models.quota_gb is 0: the store has no bound, and nothing is removed", Exit.USAGE)
+    decisions = store.plan_room() if dry_run else store.make_room()
+    payload = {"schema": 1, "models": [shown_decision(decision) for decision in decisions]}
+    emit(options, payload, rows="models", table=lambda _: "\n".join(map(told, decisions)) or "The store is empty.")
+    return Exit.DONE
+
+
+@models.command("load")
+@click.argument("name", metavar="MODEL")
+@pass_globals
+def load(options: Globals, name: str) -> int:
+    """Have the daemon serve a model of its store from now on; waits until it answers."""
+    note(options, f"loading {name} …")
+    payload = find_daemon(options).request("POST", _path(name, "load"), {}, wait_s=LOAD_S)
+    emit(options, payload, table=loaded_table)
+    return Exit.DONE
+
+
+@models.command("unload")
+@click.argument("name", metavar="MODEL")
+@pass_globals
+def unload(options: Globals, name: str) -> int:
+    """Have the daemon serve a model no more; it stays in the store."""
+    payload = find_daemon(options).request("POST", _path(name, "unload"), {}, wait_s=LOAD_S)
+    emit(options, payload, table=lambda found: f"{found['name']} is not served any more")
+    return Exit.DONE
+
+
 @models.command("rm")
 @click.argument("name", metavar="MODEL")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed.")
 @pass_globals
 def remove(options: Globals, name: str, yes: bool, dry_run: bool) -> int:
-    """Delete a model from this home's store."""
-    store = _open_store(options)
+    """Delete a model from this home's store; ends with 9 when it is pinned or a daemon serves it."""
+    store = open_store(options)
     model = _find(store, name)
+    refuse_kept(model)
     note(options, f"{'would remove' if dry_run else 'removing'} {model.name} at {model.folder}")
     if dry_run:
         return Exit.DONE
@@ -90,17 +187,34 @@ def remove(options: Globals, name: str, yes: bool, dry_run: bool) -> int:
         )
     if not yes and sys.stdin.isatty():
         click.confirm("Remove it?", abort=True, err=True)
-    store.remove(model)
+    try:
+        store.remove(model)
+    except ModelKeptError as exc:
+        raise CliError(str(exc), Exit.LOCKED) from exc
     return Exit.DONE
 
 
-def _open_store(options: Globals) -> "ModelStore":
+def refuse_kept(model: "StoredModel") -> None:
+    """Raise what a removal would be refused with, before anybody is asked."""
+    from node.models.holding import held_alone
+
+    try:
+        model.refuse_pinned()
+        with held_alone(model.folder, model.name):
+            pass
+    except ModelKeptError as exc:
+        raise CliError(str(exc), Exit.LOCKED) from exc
+
+
+def open_store(options: Globals, on_decision: "Callable[[Decision], None] | None" = None) -> "ModelStore":
+    """Return the store that this home's configuration names, with its quota."""
     from node.config_file import load_config
-    from node.models.store import ModelStore
+    from node.models.store import ModelStore, log_decision
 
     home = options.home
-    folder = load_config(home.config_path, environ=os.environ).config.models.dir
-    return ModelStore(Path(folder).expanduser() if folder else home.models_path)
+    section = load_config(home.config_path, environ=os.environ).config.models
+    root = Path(section.dir).expanduser() if section.dir else home.models_path
+    return ModelStore(root, quota_bytes=section.quota_gb * GB, on_decision=on_decision or log_decision)
 
 
 def _find(store: "ModelStore", name: str) -> "StoredModel":
@@ -110,15 +224,8 @@ def _find(store: "ModelStore", name: str) -> "StoredModel":
         raise CliError(str(exc), Exit.UNKNOWN) from exc
 
 
-def _describe(model: "StoredModel") -> dict[str, object]:
-    return {
-        "name": model.name,
-        "model_id": model.model_id.hex(),
-        "context_tokens": model.manifest.context_tokens,
-        "parameters": model.parameters,
-        "size_bytes": sum(file.size for file in model.manifest.files),
-        "source": model.about.source,
-    }
+def _path(name: str, act: str) -> str:
+    return f"/api/v1/models/{quote(name, safe='')}/{act}"
 
 
 def _models_table(payload: Payload) -> str:
@@ -138,16 +245,6 @@ def _models_table(payload: Payload) -> str:
         for model in payload["models"]
     ]
     return columns(("MODEL", "ID", "HERE", "PEERS", "CONTEXT", "IN", "OUT", "TOK/S"), rows)
-
-
-def _store_table(payload: Payload) -> str:
-    if not payload["models"]:
-        return "The store is empty: souk models add PATH."
-    rows = [
-        [m["name"], short(m["model_id"]), m["context_tokens"], m["parameters"], size(m["size_bytes"]), m["source"]]
-        for m in payload["models"]
-    ]
-    return columns(("MODEL", "ID", "CONTEXT", "PARAMETERS", "SIZE", "SOURCE"), rows)
 
 
 def _verified_table(payload: Payload) -> str:

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from node.errors import ModelError, ModelKeptError
+from node.errors import ModelError
 from node.models.eviction import Candidate, Decision, freed_bytes, plan_eviction
 from node.models.gguf_check import check_gguf
 from node.models.gguf_convert import convert_gguf
@@ -167,9 +167,9 @@ class ModelStore:
         Raises:
             ModelKeptError: it is pinned, or a daemon on this machine serves it.
         """
-        if model.about.pinned:
-            raise ModelKeptError(f"{model.name}: it is pinned; souk models unpin {model.name} lets it go")
         with self._locked():
+            # Read again: somebody may have pinned it since it was listed.
+            open_model(model.folder).refuse_pinned()
             self._delete(model.folder, model.name)
 
     def plan_room(self, needed_bytes: int = 0) -> tuple[Decision, ...]:

@@ -12,7 +12,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
-from node.errors import ModelError
+from node.errors import ModelError, ModelKeptError
 from node.models.hashing import hash_file
 from node.models.manifest import HASH_BYTES, Manifest, decode_manifest_untrusted, manifest_id
 from node.models.sharded import check_weights
@@ -59,6 +59,11 @@ class StoredModel:
     @property
     def task(self) -> str:
         return self.manifest.task
+
+    def refuse_pinned(self) -> None:
+        """Raise ModelKeptError when the owner wants this model to stay."""
+        if self.about.pinned:
+            raise ModelKeptError(f"{self.name}: it is pinned; souk models unpin {self.name} lets it go")
 
     def verify(self) -> None:
         """Hash every file: about 0.7 s for each gigabyte.

@@ -10,6 +10,7 @@ import trio
 from nacl.signing import SigningKey
 
 from node.api.app import make_app
+from node.api.errors import ApiError
 from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.server import serve_app
 from node.api.services import Services
@@ -29,6 +30,7 @@ from node.api.views import (
 from node.api.why_node import NodeFacts
 from node.config import ApiSection
 from node.errors import TransportError
+from node.execution.interface import ServedModel
 from node.logs import LogRing
 from node.market.journal import JobRecord
 from node.market.order import (
@@ -48,7 +50,7 @@ from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.price import Prices
-from protocol.units import JobId, MessageId, Microcredits, PeerId, UnixMs
+from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 from tests.api.fake_operator import FakeOperator
 
 TOKEN = "the-token-of-the-home"
@@ -278,6 +280,32 @@ class FixedView:
         return BundleView(network="aa", messages=(message,))
 
 
+SERVED = ServedModel(
+    model_id=ModelId(b"m" * 32),
+    name="tiny",
+    task="generate",
+    dtype="fp32",
+    device="cpu",
+    context_tokens=64,
+    tokens_per_s_milli=3500,
+    memory_bytes=1 << 20,
+    slots=2,
+    profile="a test",
+)
+
+
+class OneModel:
+    """A shelf that knows ``tiny``."""
+
+    async def load(self, name: str) -> ServedModel:
+        await self.unload(name)
+        return SERVED
+
+    async def unload(self, name: str) -> None:
+        if name != "tiny":
+            raise ApiError(f"no model {name}", status=404, code="model_not_found", param="model")
+
+
 @dataclass
 class Dialler:
     """Connects to nobody but ``/good``; notes that it was asked to stop."""
@@ -420,6 +448,7 @@ def fake_services(
         quotes=dialler.quotes,
         settle=dialler.settle,
         operator=operator or FakeOperator(),
+        shelf=OneModel(),
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         unix_s=lambda: 1_700_000_000,

@@ -1,11 +1,14 @@
+import json
+import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from node.home import Home
-from node.models.store import ModelStore
+from node.models.holding import Holds
+from protocol.units import ModelId
 from tests.cli.fakes import FakeDaemon, souk
+from tests.execution.tiny_model import write_tiny_model
 
 MODEL = {
     "name": "smol", "model_id": "ab" * 32, "local": False, "peers": 2, "context_tokens": 2048, "price_in": 200_000,
@@ -54,16 +57,84 @@ def test_store_verbs_end_with_3_when_the_configuration_is_broken(home: Home) -> 
     assert souk("models", "ls", "--store").code == 3
 
 
-def test_rm_leaves_a_store_of_others_alone_unless_told_so(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_tiny_model(tmp_path / "tiny")
+
+
+def add_two(source: Path, home: Home, *, quota: bool = False) -> None:
+    """Import two models, the first of which was used long ago; then bound the store to nothing."""
+    first = souk("models", "add", str(source), "-o", "json").json()
+    souk("models", "add", str(write_tiny_model(source.parent / "other", seed=2)))
+    os.utime(Path(first["folder"]) / "manifest.msgpack", (1, 1))
+    if quota:
+        # A quota is in gigabytes, these models in kilobytes.
+        home.create()
+        home.config_path.write_text("[models]\nquota_gb = 1\n")
+
+
+def test_added_model_is_listed_shown_and_verified_without_a_daemon(source: Path) -> None:
+    added = souk("models", "add", str(source), "-o", "json")
+    model = added.json()
+    assert (model["name"], model["pinned"], model["served"], model["room"]) == ("tiny", False, False, [])
+    shown = souk("models", "show", "tiny", "--json").json()
+    assert shown["model_id"] == model["model_id"]
+    assert {file["name"]: file["chunks"] for file in shown["files"]}["model.safetensors"] == 1
+    assert [found["name"] for found in souk("models", "ls", "--store", "--json").json()["models"]] == ["tiny"]
+    for line in (["show", "tiny"], ["ls", "--store"], ["verify"]):
+        assert "tiny" in souk("models", *line).out
+    again = souk("models", "add", str(source), "--name", "other")
+    assert again.code == 0 and "here already, as tiny" in again.err
+
+
+def test_rm_ends_with_9_when_a_model_is_pinned_or_served(source: Path, home: Home) -> None:
+    model = souk("models", "add", str(source), "--json").json()
+    assert "whatever room" in souk("models", "pin", "tiny").out
+    ran = souk("models", "rm", "tiny", "--yes")
+    assert ran.code == 9 and "souk models unpin tiny" in ran.err
+    assert souk("models", "unpin", "tiny").code == 0
+    holds = Holds(home.models_path)
+    holds.take([ModelId(bytes.fromhex(model["model_id"]))])
+    ran = souk("models", "rm", "tiny", "--dry-run")
+    assert ran.code == 9 and "serves it" in ran.err
+    assert souk("models", "show", "tiny", "--json").json()["served"] is True
+    holds.release_all()
+    assert souk("models", "rm", "tiny", "--yes").code == 0
+    assert souk("models", "ls", "--store", "--json").json()["models"] == []
+
+
+def test_evict_explains_every_model_and_needs_a_quota(
+    source: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    removed: list[object] = []
-    monkeypatch.setattr(ModelStore, "find", lambda _store, name: SimpleNamespace(name=name, folder="shared"))
-    monkeypatch.setattr(ModelStore, "remove", lambda _store, model: removed.append(model))
-    assert souk("models", "rm", "smol").code == 0 and removed
-    removed.clear()
+    add_two(source, home)
+    assert souk("models", "evict").code == 2
+    add_two(source, home, quota=True)
+    monkeypatch.setattr("node.cli.models.GB", 150_000)  # one of the two fits
+    ran = souk("models", "evict", "--dry-run")
+    assert ran.code == 0 and "removed tiny" in ran.out and "kept other" in ran.out and "there is room" in ran.out
+    rows = [json.loads(line) for line in souk("models", "evict", "-o", "jsonl").out.splitlines()]
+    assert [(row["name"], row["removed"]) for row in rows] == [("tiny", True), ("other", False)]
+
+
+@pytest.mark.parametrize(("verb", "said"), [("load", "answers on cpu"), ("unload", "not served any more")])
+def test_daemon_is_told_to_load_and_unload(daemon: FakeDaemon, verb: str, said: str) -> None:
+    loaded = {
+        "schema": 1, "name": "smol", "model_id": "ab" * 32, "device": "cpu", "dtype": "bf16", "context_tokens": 64,
+        "slots": 2, "memory_bytes": 1024, "tokens_per_s": 3.5,
+    }  # fmt: skip
+    daemon.answer(f"POST /api/v1/models/smol/{verb}", loaded)
+    assert said in souk("models", verb, "smol").out
+    error = {"error": {"message": "the store has tiny", "code": "model_not_found"}}
+    daemon.answer(f"POST /api/v1/models/a%2F..%2Fb/{verb}", error, 404)
+    ran = souk("models", verb, "a/../b")
+    assert ran.code == 5 and "the store has tiny" in ran.err
+
+
+def test_rm_leaves_a_store_of_others_alone_unless_told_so(home: Home, source: Path, tmp_path: Path) -> None:
     home.create()
     home.config_path.write_text(f'[models]\ndir = "{tmp_path / "shared"}"\n')
-    ran = souk("models", "rm", "smol")
-    assert ran.code == 2 and "--yes" in ran.err and not removed
-    assert souk("models", "rm", "smol", "--yes").code == 0 and removed
+    souk("models", "add", str(source))
+    ran = souk("models", "rm", "tiny")
+    assert ran.code == 2 and "--yes" in ran.err
+    assert souk("models", "rm", "tiny", "--yes").code == 0
+    assert souk("models", "rm", "tiny", "--yes").code == 5
