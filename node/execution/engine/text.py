@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from node.errors import JobRefusedError, ModelError
+from node.execution.engine.chat_template import ChatTemplate
 from protocol.task import ChatMessage
 
 # A turn ends with one of these in the known chat formats; some models name only the end of text in their
@@ -29,9 +28,7 @@ class TextCodec:
         # Any: tokenizer_config.json, of which each use checks its type
         self._tokenizer = tokenizer
         self._settings = settings
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_template_error
-        self._template = None if template is None else environment.from_string(template)
+        self._template = None if template is None else ChatTemplate(template)
         self._bytes_of = _token_bytes(tokenizer)
         # Special tokens have no bytes as output; as input, their names are read.
         names = (token.content.encode() for token in tokenizer.get_added_tokens_decoder().values())
@@ -75,18 +72,12 @@ class TextCodec:
     def _render(self, messages: Sequence[ChatMessage]) -> str:
         if self._template is None:
             raise JobRefusedError("this model has no chat template: send a prompt, not messages", code="input")
-        try:
-            return self._template.render(
-                messages=[{"role": message.role, "content": message.content} for message in messages],
-                add_generation_prompt=True,
-                bos_token=_token_name(self._settings.get("bos_token")) or "",
-                eos_token=_token_name(self._settings.get("eos_token")) or "",
-            )
-        # The sandbox raises what Python raises when a template adds a number to a list.
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as exc:
-            raise JobRefusedError(
-                f"the model's chat template refuses this conversation: {type(exc).__name__}", code="input"
-            ) from exc
+        return self._template.render(
+            messages=[{"role": message.role, "content": message.content} for message in messages],
+            add_generation_prompt=True,
+            bos_token=_token_name(self._settings.get("bos_token")) or "",
+            eos_token=_token_name(self._settings.get("eos_token")) or "",
+        )
 
 
 class TextStream:
@@ -175,10 +166,6 @@ def _token_name(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _raise_template_error(message: str) -> None:
-    raise TemplateError(message)
 
 
 def _overlap(text: str, stop: str) -> int:
