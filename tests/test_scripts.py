@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test", "models")] + [ROOT / ".ci" / "run"]
+SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test", "models", "screenshot")] + [ROOT / ".ci" / "run"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

@@ -58,7 +58,8 @@ export function Overview({ snapshot, rates, onJob }) {
   const { status, jobs, findings, models } = snapshot;
   const now = rates.at(-1) ?? { served: 0, bought: 0 };
   const first = p95(jobs.map((job) => job.first_token_ms));
-  const urgent = findings.filter((it) => it.blocks);
+  // That a node only buys was its owner's choice.
+  const urgent = findings.filter((it) => it.blocks && it.code !== "role");
   return html`<div class="cards">
       <${Card} name="Throughput" value=${perSecond(now.served)} more="served here; ${perSecond(now.bought)} bought" />
       <${Card} name="Jobs" value="${status.jobs.running} running" more="${status.jobs.waiting} waiting" />

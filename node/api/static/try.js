@@ -47,7 +47,7 @@ export function TryIt({ models }) {
     ${models.length === 0
       ? html`<p class="empty">No model yet: none is served here and no peer offers one.</p>`
       : html`<form ref=${form} onSubmit=${send} class="try">
-          <label>Model <select name="model">${models.map((it) => html`<option>${it.name}</option>`)}</select></label>
+          <label>Model <select name="model">${models.map((it) => html`<option value=${it.name}>${it.name}</option>`)}</select></label>
           <label>Prompt <textarea name="prompt" rows="2" required>Say hello in five words.</textarea></label>
           <div class="actions">
             <button disabled=${running !== null}>Send</button>
