@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [ROOT / "scripts" / name for name in ("setup", "demo", "test", "models", "screenshot")] + [ROOT / ".ci" / "run"]
+NAMES = ("setup", "demo", "test", "models", "screenshot")
+SCRIPTS = [*(ROOT / "scripts" / name for name in NAMES), ROOT / ".ci" / "run"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
