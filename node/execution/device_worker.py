@@ -262,6 +262,8 @@ class DeviceWorker:
             candidate.scope.cancel()
             return
         candidate.models = await self._loader.load_all(candidate.process, candidate.ready)
+        if candidate.was_spare:
+            self._changes.announce()
 
     async def _passes_probe(self, candidate: _Candidate) -> bool:
         """Let a candidate of a quarantined device compute before it serves; one that fails is dead after this."""

@@ -15,6 +15,7 @@ from node.config import Config, MarketSection
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
+from node.execution.worker_state import WorkerState
 from node.keystore import SEED_BYTES, Ed25519Signer
 from node.ledger.entries import ContractRow, Entry
 from node.ledger.ledger import Ledger
@@ -91,6 +92,9 @@ class InstantModel:
 
     def models(self) -> tuple[ServedModel, ...]:
         return self._served
+
+    def workers(self) -> tuple[WorkerState, ...]:
+        return ()
 
     async def prepare(
         self,

@@ -9,7 +9,9 @@ import trio
 from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.frames import Cancel, Prepare, Prepared, Ready, Setup, Start
 from node.execution.interface import Piece
-from node.execution.worker_process import WorkerProcess
+from node.execution.jail import Jail
+from node.execution.spawn import WorkerLimits
+from node.execution.worker_process import Request, WorkerProcess
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -43,11 +45,14 @@ while True:
 """
 
 
-def process(script: str, *, silence_s_max: float = 30.0) -> WorkerProcess:
+def process(
+    script: str, *, silence_s_max: float = 30.0, memory_bytes_max: int | None = None, is_held: bool = False
+) -> WorkerProcess:
     return WorkerProcess(
         Setup(device="cpu", threads=1),
         silence_s_max=silence_s_max,
         environment={"SCRIPTED": "1"},
+        limits=WorkerLimits(jail=Jail(mode="off"), memory_bytes_max=memory_bytes_max, is_held=is_held),
         command=(sys.executable, "-c", SCRIPT + script),
     )
 
@@ -164,3 +169,89 @@ async def test_worker_finds_no_secret_in_its_environment(
     assert "SCRIPTED" in ready.architecture
     assert "SOUK_TOKEN" not in ready.architecture and "HOME" not in ready.architecture
     nursery.cancel_scope.cancel()
+
+
+# Its reader answers as before; its engine takes jobs and does nothing.
+HUNG = """
+send(READY)
+while True:
+    frame = receive()
+    if isinstance(frame, Prepare): send(Prepared(request=frame.request, tokens=1))
+"""
+GREEDY = LOOP.replace("tokens=cancelled))", "tokens=1)); held = bytearray(b'x') * (256 << 20)")
+
+
+async def prepare_for_ever(worker: WorkerProcess) -> None:
+    while True:
+        with worker.open_request(6) as request:
+            await request.send(prepare(request.number))
+            await request.receive()
+
+
+async def receive_for_ever(request: Request) -> None:
+    while True:
+        await request.receive()
+
+
+async def test_worker_that_answers_prompts_is_hung_when_its_engine_is(nursery: trio.Nursery) -> None:
+    worker = process(HUNG, silence_s_max=1.0)
+    await nursery.start(worker.run)
+    began = trio.current_time()
+    with worker.open_request(6) as stuck:
+        await stuck.send(prepare(stuck.number))
+        await stuck.receive()
+        await stuck.send(start_frame(stuck.number))
+        with trio.fail_after(20), pytest.raises(WorkerDiedError, match="engine was silent") as died:
+            await prepare_for_ever(worker)
+    assert died.value.code == "worker_hung"
+    assert 1.0 <= trio.current_time() - began <= 3.0
+
+
+async def test_worker_that_is_only_asked_to_hold_prompts_may_be_silent(nursery: trio.Nursery) -> None:
+    worker = process(HUNG, silence_s_max=0.2)
+    await nursery.start(worker.run)
+    with worker.open_request(6) as held:
+        await held.send(prepare(held.number))
+        await held.receive()
+        with trio.move_on_after(0.6):
+            await trio.sleep_forever()
+    assert worker.death is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_worker_is_ended_when_it_holds_more_memory_than_it_may(nursery: trio.Nursery) -> None:
+    worker = process(GREEDY, memory_bytes_max=192 << 20)
+    await nursery.start(worker.run)
+    with worker.open_request(6) as request, worker.open_request(6) as busy:
+        await busy.send(start_frame(busy.number))
+        await request.send(prepare(request.number))
+        await request.receive()
+        began = trio.current_time()
+        with trio.fail_after(20), pytest.raises(WorkerDiedError, match="it may hold 192 MiB") as died:
+            await receive_for_ever(busy)
+    assert died.value.code == "worker_memory"
+    assert trio.current_time() - began <= 2.0
+
+
+async def test_last_words_of_a_worker_are_what_its_jobs_fail_with(nursery: trio.Nursery) -> None:
+    worker = process("send(READY); receive(); send(Fault(code='device_fault', message='CUDA error: gone'))")
+    await nursery.start(worker.run)
+    with worker.open_request(6) as request, worker.open_request(6) as other:
+        await request.send(prepare(request.number))
+        for it in (request, other):
+            with trio.fail_after(20), pytest.raises(WorkerDiedError, match="CUDA error: gone") as died:
+                await it.receive()
+            assert died.value.code == "device_fault"
+
+
+async def test_held_worker_takes_its_device_when_it_is_woken() -> None:
+    worker = process(LOOP, is_held=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(worker.run)
+        with trio.move_on_after(0.5) as early:
+            await worker.wait_ready()
+        assert early.cancelled_caught and worker.is_held
+        worker.wake()
+        with trio.fail_after(20):
+            assert (await worker.wait_ready()).architecture == "script"
+        nursery.cancel_scope.cancel()
