@@ -19,6 +19,7 @@ VERBS: Final = {
     "stop": ("node.cli.control:stop", "Stop the daemon."),
     "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
+    "batch": ("node.cli.batch:batch", "Ask a file of requests and keep the answers."),
     "quote": ("node.cli.quote:quote", "Ask peers for their price without buying."),
     "job": ("node.cli.jobs:job", "List, show and cancel jobs."),
     "why": ("node.cli.why:why", "Say why this node cannot serve or buy, or what happened to a job."),

@@ -67,7 +67,7 @@ class ApiError(CliError):
         message = str(error.get("message") or f"the daemon answered with status {status}")
         api_code = str(error.get("code"))
         super().__init__(message, EXIT_OF_CODE.get(api_code) or EXIT_OF_STATUS.get(status, Exit.FAILED))
-        self.api_code = api_code
+        self.api_code, self.status = api_code, status
         self.details = details
 
 
