@@ -22,6 +22,7 @@ VERBS: Final = {
     "batch": ("node.cli.batch:batch", "Ask a file of requests and keep the answers."),
     "quote": ("node.cli.quote:quote", "Ask peers for their price without buying."),
     "job": ("node.cli.jobs:job", "List, show and cancel jobs."),
+    "top": ("node.cli.top:top", "Watch devices, jobs, peers and earnings."),
     "why": ("node.cli.why:why", "Say why this node cannot serve or buy, or what happened to a job."),
     "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
     "models": ("node.cli.models:models", "List, add, check and remove models."),

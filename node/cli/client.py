@@ -97,7 +97,7 @@ class Daemon:
         finally:
             connection.close()
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Event]:
+    def stream(self, path: str, body: Mapping[str, Any] | None, *, method: str = "POST") -> Iterator[Event]:
         """Yield the events of an answer as they come; closing the iterator closes the connection.
 
         Raises:
@@ -106,7 +106,7 @@ class Daemon:
         """
         connection = self._connection(STREAM_SILENCE_S)
         try:
-            response = self._send(connection, "POST", path, body)
+            response = self._send(connection, method, path, body)
             if not response.headers.get_content_type() == "text/event-stream":
                 raise CliError(f"expected a stream from {self.url}, got {response.headers.get_content_type()}")
             yield from self._events(response)
