@@ -124,8 +124,14 @@ def batch(options: Globals, requests: Path, answers: Path, concurrency: int, ret
                 f"cancelled. The same command goes on from here",
                 Exit.INTERRUPTED,
             ) from None
-    summary = {"schema": 1, "requests": len(ids), "skipped": skipped}
-    summary |= {"answered": count.answered, "failed": count.failed, "answers": str(answers)}
+    summary: dict[str, object] = {
+        "schema": 1,
+        "requests": len(ids),
+        "skipped": skipped,
+        "answered": count.answered,
+        "failed": count.failed,
+        "answers": str(answers),
+    }
     emit(
         options, summary, table=lambda s: f"{s['answered']} answered, {s['failed']} failed, {skipped} done before"
     )

@@ -112,12 +112,12 @@ def test_ctrl_c_stops_and_says_how_to_go_on(daemon: FakeDaemon, folder: Path) ->
         asked.set()
         held.wait(10)
 
+    main = threading.main_thread().ident or 0
+
     def interrupt() -> None:
         asked.wait(10)
         signal.pthread_kill(main, signal.SIGINT)
 
-    main = threading.main_thread().ident
-    assert main is not None
     daemon.answer(CHAT, [hold])
     threading.Thread(target=interrupt).start()
     ran = run(folder)
