@@ -29,4 +29,4 @@ Label: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTE
 Text: TypeAlias = Annotated[str, Meta(max_length=limits.TEXT_BYTES_MAX)]
 Address: TypeAlias = Annotated[str, Meta(min_length=1, max_length=limits.TEXT_BYTES_MAX)]
 Dtype: TypeAlias = Literal["fp32", "bf16", "fp16"]
-Task: TypeAlias = Literal["generate"]
+Task: TypeAlias = Literal["generate", "embed", "classify", "vad", "forward"]

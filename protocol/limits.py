@@ -34,6 +34,14 @@ HELD_BYTES_MAX: Final = 256 * KIB
 STOP_STRINGS_MAX: Final = 8
 STOP_BYTES_MAX: Final = 128
 OUTPUT_TOKENS_PER_FRAME_MAX: Final = 256
+TEXTS_MAX: Final = 2048
+"""Of one ``embed`` job: as many as OpenAI's clients send at once."""
+TEXT_TOKENS_MAX: Final = 32_768
+VECTOR_BYTES_MAX: Final = 32 * KIB
+IMAGES_MAX: Final = 64
+IMAGE_SIDE_MAX: Final = 4096
+CLASSES_MAX: Final = 64
+TENSOR_CHUNK_BYTES_MAX: Final = 32 * KIB
 TOKENS_MAX: Final = 1 << 24
 MICROCREDITS_MAX: Final = 1 << 53
 """2⁵³: an integer that every language's JSON reader holds exactly, and 9 billion credits."""

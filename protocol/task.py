@@ -1,6 +1,6 @@
-"""The tasks that a contract can name, and the bytes that go in and come out (spec 04).
+"""``generate``: the bytes that go in and come out, and how a token is chosen (spec 04, sections 1 to 4).
 
-``generate`` is the only task so far. Its input travels in ``input`` data frames, never in a signed message:
+The other tasks stand in ``protocol/tasks/``. Inputs travel in ``input`` data frames, never in a signed message:
 signed messages are kept, and prompts must not be.
 """
 
@@ -47,6 +47,11 @@ class GenerateInput(Message, frozen=True, kw_only=True):
         if bool(self.messages) == bool(self.prompt):
             raise ValueError("expected either messages or a prompt, got " + ("both" if self.prompt else "neither"))
 
+    @property
+    def units_held(self) -> int:
+        """Answer tokens that it brings along."""
+        return len(self.held) // TOKEN_BYTES
+
 
 class Sampling(Message, frozen=True, kw_only=True):
     """How the next token is chosen: integers only, so that both sides sign and repeat the same thing.
@@ -72,6 +77,11 @@ class GenerateOutput(Message, frozen=True, kw_only=True):
     ]
     text: Annotated[str, Meta(max_length=limits.DATA_FRAME_BYTES_MAX // 4)]
     finish: FinishReason | None = None
+
+    @property
+    def units(self) -> int:
+        """What is counted and paid."""
+        return len(self.tokens)
 
 
 def pack_tokens(tokens: Sequence[int]) -> bytes:

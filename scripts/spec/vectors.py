@@ -33,6 +33,7 @@ from scripts.spec import examples
 from scripts.spec.bundles import evidence
 from scripts.spec.edge_keys import edge_cases
 from scripts.spec.exposures import exposure
+from scripts.spec.items import item_tasks
 from scripts.spec.proofs import equivocation
 from scripts.spec.settlements import settlement
 
@@ -381,6 +382,7 @@ FILES: Final[dict[str, Callable[[], Json]]] = {
     "output.json": chain,
     "frames.json": frames,
     "task.json": tasks,
+    "tasks.json": item_tasks,
     "job.json": job,
     "evidence.json": evidence,
     "equivocation.json": equivocation,

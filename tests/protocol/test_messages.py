@@ -152,8 +152,8 @@ def test_specification_lists_every_field(kind: str) -> None:
     [
         ("06-adverts.md", "`advert`", "device:", DeviceClaim),
         ("06-adverts.md", "`advert`", "offer:", Offer),
-        ("04-tasks.md", "Input", "", GenerateInput),
-        ("04-tasks.md", "Output", "", GenerateOutput),
+        ("04-tasks.md", "Input of", "", GenerateInput),
+        ("04-tasks.md", "Output of", "", GenerateOutput),
         ("04-tasks.md", "Sampling", "", Sampling),
     ],
 )
