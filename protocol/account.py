@@ -1,5 +1,6 @@
 """Both sides' running account of one contract: frames, tokens, meters, vouchers, receipt (spec 05).
 
+Tokens are the units of the contract's task, whichever it is (spec 04).
 Each side computes every number itself; the requester refuses what differs. A refused message changes nothing.
 Neither account reads a clock: durations and times are arguments.
 """
@@ -13,7 +14,8 @@ from protocol.contract import Contract
 from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
 from protocol.price import cost
 from protocol.receipt import Closing, Receipt, ReceiptStatus
-from protocol.task import FinishReason, GenerateOutput, decode_output_untrusted, encode_output
+from protocol.task import FinishReason
+from protocol.tasks.registry import TaskOutput, decode_task_output_untrusted, encode_task_output
 from protocol.units import MessageId, Microcredits, UnixMs
 from protocol.voucher import Meter, Voucher
 
@@ -43,17 +45,17 @@ class Delivered:
         self.link = first_link(salt)
         self.finish: FinishReason | None = None
 
-    def add(self, data: bytes, output: GenerateOutput) -> None:
+    def add(self, data: bytes, output: TaskOutput) -> None:
         """Count one output frame. Raises: ValueError (over the contract's bound, or after the last one)."""
         if self.finish is not None:
             raise ValueError("output after the answer was finished")
-        if not output.tokens:
+        if not output.units:
             raise ValueError("an output frame without tokens")
-        if self.tokens + len(output.tokens) > self._contract.tokens_out_max:
+        if self.tokens + output.units > self._contract.tokens_out_max:
             raise ValueError(f"more than the {self._contract.tokens_out_max} tokens agreed")
         self.link = next_link(self.link, self.frames, data)
         self.frames += 1
-        self.tokens += len(output.tokens)
+        self.tokens += output.units
         self.finish = output.finish
 
     def cost(self, tokens_in: int, duration_ms: int) -> Microcredits:
@@ -97,12 +99,12 @@ class ProviderAccount:
             self.vouchered = Microcredits(voucher.cumulative)
             self._meter_vouchered = voucher.meter
 
-    def output(self, output: GenerateOutput) -> tuple[int, bytes]:
+    def output(self, output: TaskOutput) -> tuple[int, bytes]:
         """Count an output and return (sequence, payload) of its frame.
 
         Raises: LocalProtocolError (it breaks the contract: our engine's fault).
         """
-        data = encode_output(output)
+        data = encode_task_output(output)
         sequence = self.delivered.frames
         try:
             self.delivered.add(data, output)
@@ -232,7 +234,7 @@ class RequesterAccount:
         self._duration_ms = 0
         self._final = False
 
-    def output_untrusted(self, sequence: int, data: bytes) -> GenerateOutput:
+    def output_untrusted(self, sequence: int, data: bytes) -> TaskOutput:
         """Count and return one output frame; raises nothing but ``RemoteProtocolError``."""
         if sequence != self.delivered.frames:
             raise RemoteProtocolError(
@@ -240,9 +242,9 @@ class RequesterAccount:
             )
         if self._final:
             raise RemoteProtocolError("output after the final meter", reason=Reason.ORDER)
-        output = decode_output_untrusted(data)
+        output = decode_task_output_untrusted(self._contract.task, data)
         unmetered_max = self._contract.voucher_window_tokens + limits.OUTPUT_TOKENS_PER_FRAME_MAX
-        if self.delivered.tokens - self._tokens_metered + len(output.tokens) > unmetered_max:
+        if self.delivered.tokens - self._tokens_metered + output.units > unmetered_max:
             raise RemoteProtocolError("more than a window of output without a meter", reason=Reason.ORDER)
         try:
             self.delivered.add(data, output)

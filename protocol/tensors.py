@@ -5,11 +5,9 @@ The library accepts what costs time or hides something: half a million empty ten
 caller knows. Model files are read through ``node/models/safetensors_check.py``.
 """
 
-import array
 import json
 import math
 import struct
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -31,16 +29,7 @@ _BYTES_OF: Final = {
     "U8": 1,
     "BOOL": 1,
 }
-_ARRAY_CODES: Final = {
-    "F64": "d",
-    "F32": "f",
-    "I64": "q",
-    "I32": "i",
-    "I16": "h",
-    "I8": "b",
-    "U8": "B",
-    "BOOL": "B",
-}
+_CODES: Final = {"F64": "d", "F16": "e", "I64": "q", "I32": "i", "I16": "h", "I8": "b", "U8": "B", "BOOL": "?"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,16 +90,11 @@ def bytes_of(data: bytes, tensor: Tensor) -> bytes:
 
 def values_of(data: bytes, tensor: Tensor) -> Sequence[float]:
     """Return the numbers of one tensor of a file that was read with ``read_tensors``."""
-    raw = bytes_of(data, tensor)
-    if tensor.dtype == "F16":
-        return struct.unpack(f"<{tensor.elements}e", raw)
+    raw, code = bytes_of(data, tensor), _CODES.get(tensor.dtype, "f")
     if tensor.dtype == "BF16":
         # The upper half of a single-precision number.
         raw = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2))
-    values = array.array(_ARRAY_CODES.get(tensor.dtype, "f"), raw)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
+    return struct.unpack(f"<{tensor.elements}{code}", raw)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:  # Any: checked entry by entry in _tensor

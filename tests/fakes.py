@@ -1,18 +1,26 @@
 """Stand-ins that several rooms' tests share: an executor that follows a script, clocks in virtual time, keys."""
 
 import math
+import struct
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
 import trio
+from msgspec import structs
 
 from node.errors import ExecutionError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
 from node.execution.worker_state import WorkerState
 from node.keystore import Ed25519Signer
-from protocol.task import TOKEN_BYTES, GenerateInput, Sampling
+from protocol.fields import Task
+from protocol.task import GenerateInput, Sampling
+from protocol.tasks.classify import MILLION, ClassifyInput, ClassifyOutput, ImageClass
+from protocol.tasks.embed import EmbedInput, EmbedOutput
+from protocol.tasks.forward import ForwardInput, split_tensors
+from protocol.tasks.registry import ItemInput, ItemOutput, TaskInput
+from protocol.tasks.vad import VadInput, VadOutput
 from protocol.units import MS_PER_S, ModelId, UnixMs
 
 EPOCH_MS = 1_800_000_000_000
@@ -49,12 +57,12 @@ def worker_state(**changes: Any) -> WorkerState:
 
 
 def served_model(
-    name: str = MODEL, *, context_tokens: int = 4096, tokens_per_s_milli: int = 100_000
+    name: str = MODEL, *, context_tokens: int = 4096, tokens_per_s_milli: int = 100_000, task: Task = "generate"
 ) -> ServedModel:
     return ServedModel(
         model_id=ModelId(sha256(name.encode()).digest()),
         name=name,
-        task="generate",
+        task=task,
         dtype="fp32",
         device="cpu",
         context_tokens=context_tokens,
@@ -63,6 +71,24 @@ def served_model(
         slots=8,
         profile="scripted; fp32",
     )
+
+
+def scripted_outputs(task_input: ItemInput) -> list[ItemOutput]:
+    """Return an answer from which one can tell its input: vectors of a text's length, windows of silence, the
+    tensors themselves, and for each image the class that is its width."""
+    made: list[ItemOutput]
+    match task_input:
+        case EmbedInput():
+            sizes = [len(text) for text in task_input.texts] or [len(ids) for ids in task_input.tokens]
+            made = [EmbedOutput(vector=struct.pack("<2f", size, 0.0)) for size in sizes]
+        case ClassifyInput():
+            found = [ImageClass(index=it.width, label="wide", probability_ppm=MILLION) for it in task_input.images]
+            made = [ClassifyOutput(classes=(it,)) for it in found]
+        case VadInput():
+            made = [VadOutput(speech_milli=(0,)) for _ in range(task_input.units_out)]
+        case ForwardInput():
+            made = list(split_tensors(task_input.tensors))
+    return [*made[:-1], structs.replace(made[-1], finish="stop")]
 
 
 @dataclass(kw_only=True)
@@ -97,6 +123,7 @@ class ScriptedExecutor:
     def __post_init__(self) -> None:
         self._free = trio.Semaphore(self.slots)
         self._positions: dict[str, int] = {}
+        self._inputs: dict[str, ItemInput] = {}
 
     def devices(self) -> tuple[DeviceReport, ...]:
         return ()
@@ -117,7 +144,7 @@ class ScriptedExecutor:
         self,
         job_key: str,
         model_id: ModelId,
-        task_input: GenerateInput,
+        task_input: TaskInput,
         tokens_out_max: int,
         *,
         scope: bytes = b"",
@@ -126,7 +153,10 @@ class ScriptedExecutor:
         if self.script.refusal is not None:
             raise self.script.refusal
         self.held.add(job_key)
-        self._positions[job_key] = len(task_input.held) // TOKEN_BYTES
+        if not isinstance(task_input, GenerateInput):
+            self._inputs[job_key] = task_input
+            return Prompt(job_key=job_key, model_id=model_id, tokens_in=task_input.units_in_max)
+        self._positions[job_key] = task_input.units_held
         return Prompt(job_key=job_key, model_id=model_id, tokens_in=len(task_input.prompt) // 4 + 1)
 
     async def generate(
@@ -140,9 +170,20 @@ class ScriptedExecutor:
             self.running_max = max(self.running_max, self.running)
             try:
                 await trio.sleep(script.first_s)
-                await self._answer(prompt.job_key, script, tokens_out_max, sink)
+                if (task_input := self._inputs.pop(prompt.job_key, None)) is not None:
+                    await self._compute(prompt.job_key, task_input, sink)
+                else:
+                    await self._answer(prompt.job_key, script, tokens_out_max, sink)
             finally:
                 self.running -= 1
+
+    async def _compute(self, job_key: str, task_input: ItemInput, sink: trio.MemorySendChannel[Piece]) -> None:
+        for output in scripted_outputs(task_input):
+            if self.pieces[job_key] == self.script.dies_after:
+                raise WorkerDiedError("the worker is gone", code="worker_died")
+            await sink.send(Piece(finish=output.finish, result=output))
+            self.pieces[job_key] += 1
+            await trio.sleep(self.script.step_s)
 
     async def _answer(
         self, job_key: str, script: Script, tokens_out_max: int, sink: trio.MemorySendChannel[Piece]

@@ -20,6 +20,7 @@ from node.market.order import (
     PassedOver,
     PromptTooLongError,
     UnknownModelError,
+    WrongTaskError,
 )
 from node.market.settlement import SettlementError
 from protocol.identity import peer_id_to_text
@@ -130,6 +131,8 @@ def to_api_error(exc: NodeError) -> ApiError:
                 retry_after_s=CAPACITY_RETRY_S,
                 souk=ErrorDetail(refusals=tuple(_refusal(refusal) for refusal in exc.refusals)),
             )
+        case WrongTaskError():
+            return bad_request(str(exc), param="model", code=exc.code)
         case PromptTooLongError():
             return bad_request(str(exc), param="messages", code="context_length_exceeded")
         case DeadlineError():

@@ -7,7 +7,8 @@ from node.api.errors import bad_request
 from node.market.order import Order
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted
-from protocol.task import ChatMessage, GenerateInput, Sampling, encode_input
+from protocol.task import ChatMessage, GenerateInput, Sampling
+from protocol.tasks.registry import encode_task_input
 from protocol.units import Microcredits, PeerId
 
 TOKENS_OUT_DEFAULT: Final = 512
@@ -45,7 +46,7 @@ def to_order(request: ChatRequest | TextRequest, fresh_seed: int) -> Order:
         **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
     )
     try:
-        encode_input(order.task_input)
+        encode_task_input(order.task_input)
     except LocalProtocolError as exc:
         param = "messages" if isinstance(request, ChatRequest) else "prompt"
         raise bad_request(

@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from node.execution.interface import Dtype
+from protocol.fields import Task
 from protocol.task import ChatMessage, FinishReason
 
 LENGTH_BYTES: Final = 4
@@ -44,6 +45,7 @@ class Load(Frame, frozen=True, kw_only=True):
     """Of one pass, at most."""
     inter_token_ms: int = 200
     """Beside running answers a pass reads no more than leaves them this long between two tokens."""
+    task: Task = "generate"
 
 
 class Unload(Frame, frozen=True, kw_only=True):
@@ -66,6 +68,16 @@ class Prepare(Frame, frozen=True, kw_only=True):
     tokens_out_max: int
     scope: bytes = b""
     """Whose prompt it is: a cached prefix is used again within one scope only; empty, for nobody."""
+
+
+class PrepareItems(Frame, frozen=True, kw_only=True):
+    """As ``Prepare``, for a task that makes no text."""
+
+    request: int
+    model: bytes
+    task: Task
+    data: bytes
+    """The input in its canonical encoding."""
 
 
 class Start(Frame, frozen=True, kw_only=True):
@@ -174,6 +186,9 @@ class StepPiece(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     tokens: tuple[int, ...]
     text: str
     finish: FinishReason | None
+    task: Task = "generate"
+    result: bytes = b""
+    """Of another task than text: one output frame's payload, in its canonical encoding."""
 
 
 class Step(Frame, frozen=True, kw_only=True):
@@ -182,7 +197,7 @@ class Step(Frame, frozen=True, kw_only=True):
     pieces: tuple[StepPiece, ...]
 
 
-ToWorker: TypeAlias = Setup | Load | Unload | Prepare | Start | Cancel | Measure | Score
+ToWorker: TypeAlias = Setup | Load | Unload | Prepare | PrepareItems | Start | Cancel | Measure | Score
 FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Scored | Failed | Fault | Step
 
 _encoder = msgspec.msgpack.Encoder()

@@ -11,7 +11,9 @@ from typing import Literal, Protocol
 import trio
 
 from node.execution.worker_state import WorkerState
-from protocol.task import FinishReason, GenerateInput, Sampling
+from protocol.fields import Task
+from protocol.task import FinishReason, GenerateInput, GenerateOutput, Sampling
+from protocol.tasks.registry import ItemOutput, TaskInput, TaskOutput
 from protocol.units import ModelId
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -42,14 +44,15 @@ class ServedModel:
 
     model_id: ModelId
     name: str
-    task: str
+    task: Task
     dtype: Dtype
     device: str
     """``cuda:0`` or ``cpu``."""
     context_tokens: int
-    """Prompt and answer together."""
+    """Prompt and answer together; of another task than text, the most units in of one job."""
     tokens_per_s_milli: int
-    """Decode speed of one sequence, measured at start, in thousandths of a token per second."""
+    """Decode speed of one sequence, measured at start, in thousandths of a token per second; of another task than
+    text, of a unit in."""
     memory_bytes: int
     """Weights and reserved KV cache."""
     slots: int
@@ -75,9 +78,18 @@ class Prompt:
 class Piece:
     """What one engine step gave one job. Pieces without text are sent too: their tokens are paid for."""
 
-    tokens: tuple[int, ...]
-    text: str
+    tokens: tuple[int, ...] = ()
+    text: str = ""
     finish: FinishReason | None
+    result: ItemOutput | None = None
+    """Of another task than text: one output frame's worth, and nothing beside it."""
+
+    @property
+    def output(self) -> TaskOutput:
+        """The piece as an output frame says it."""
+        if self.result is not None:
+            return self.result
+        return GenerateOutput(tokens=self.tokens, text=self.text, finish=self.finish)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,12 +149,14 @@ class Executor(Protocol):
         self,
         job_key: str,
         model_id: ModelId,
-        task_input: GenerateInput,
+        task_input: TaskInput,
         tokens_out_max: int,
         *,
         scope: bytes = b"",
     ) -> Prompt:
-        """Render the chat template and tokenise, in the worker; a model that is not loaded is loaded before.
+        """Render the chat template and tokenise, or check the items of another task, in the worker.
+
+        A model that is not loaded is loaded before.
 
         ``scope`` names the customer: what was computed for a prompt is used again for no other one's.
 

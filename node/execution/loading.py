@@ -23,14 +23,18 @@ from node.execution.memory_plan import (
     fit_context,
     fit_slots,
     kv_bytes_per_token,
+    plan_items,
     plan_model,
     with_slots,
 )
 from node.execution.residency import MEMORY, Residency
-from node.execution.shape import LlamaShape, read_shape
+from node.execution.shape import read_shape
 from node.execution.worker_process import WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
+from protocol.fields import Task
+from protocol.task import GENERATE
+from protocol.tasks.registry import INPUTS
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -124,7 +128,8 @@ class _Fit:
     """A model as it would be loaded: the plan as if it were alone beside the pinned ones."""
 
     model: LocalModel
-    shape: LlamaShape
+    task: Task
+    cache_bytes_per_token: int
     dtype: Dtype
     alone: MemoryPlan
 
@@ -201,16 +206,24 @@ class DeviceModels:
 
     async def _fit(self, model: LocalModel) -> _Fit:
         config, name = self._loader.setup.config, self._loader.setup.choice.name
-        shape = await trio.to_thread.run_sync(read_shape, model.folder)
-        dtype = choose_dtype(config.dtype, self._ready.dtypes)
-        largest = plan_model(
-            shape,
-            model.parameters,
-            dtype=dtype,
-            slots=config.slots,
-            context_tokens=min(config.context_tokens_max, shape.context_tokens),
-            prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
-        )
+        task = known_task(model.task)
+        dtype: Dtype
+        if task == GENERATE:
+            shape = await trio.to_thread.run_sync(read_shape, model.folder)
+            dtype = choose_dtype(config.dtype, self._ready.dtypes)
+            per_token = kv_bytes_per_token(shape, dtype)
+            largest = plan_model(
+                shape,
+                model.parameters,
+                dtype=dtype,
+                slots=config.slots,
+                context_tokens=min(config.context_tokens_max, shape.context_tokens),
+                prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
+            )
+        else:
+            # Small models: what bf16 would save is less than what it costs a verifier in certainty.
+            dtype, per_token = choose_dtype("fp32", self._ready.dtypes), 0
+            largest = plan_items(model.parameters, slots=config.slots)
         budget = self._residency.budget_bytes - self._residency.pinned_bytes
         alone = fit_context(largest, budget)
         if alone is None:
@@ -219,7 +232,7 @@ class DeviceModels:
                 f"{largest.context_tokens} tokens, {name} has {budget} beside what is pinned",
                 code=MEMORY,
             )
-        return _Fit(model=model, shape=shape, dtype=dtype, alone=alone)
+        return _Fit(model=model, task=task, cache_bytes_per_token=per_token, dtype=dtype, alone=alone)
 
     async def _load(self, fit: _Fit, plan: MemoryPlan) -> None:
         model_id = fit.model.model_id
@@ -235,6 +248,7 @@ class DeviceModels:
                     context_tokens=plan.context_tokens,
                     prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
                     inter_token_ms=self._loader.setup.config.inter_token_ms,
+                    task=fit.task,
                 )
                 await request.send(load)
                 await request.receive()
@@ -259,7 +273,7 @@ class DeviceModels:
         return ServedModel(
             model_id=fit.model.model_id,
             name=fit.model.name,
-            task=fit.model.task,
+            task=fit.task,
             dtype=fit.dtype,
             device=choice.name,
             context_tokens=plan.context_tokens,
@@ -267,7 +281,7 @@ class DeviceModels:
             memory_bytes=plan.total_bytes,
             slots=plan.slots,
             profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; sdpa",
-            cache_bytes_per_token=kv_bytes_per_token(fit.shape, fit.dtype),
+            cache_bytes_per_token=fit.cache_bytes_per_token,
         )
 
 
@@ -296,3 +310,15 @@ def choose_dtype(wanted: str, offered: tuple[Dtype, ...]) -> Dtype:
         if dtype == wanted:
             return dtype
     raise ExecutionError(f"expected one of {', '.join(offered)} on this device, got {wanted!r}", code="dtype")
+
+
+def known_task(task: str) -> Task:
+    """Return the task that a model's manifest names.
+
+    Raises:
+        ExecutionError: ``task``: this version knows no such task.
+    """
+    for known in INPUTS:
+        if known == task:
+            return known
+    raise ExecutionError(f"expected a task of {', '.join(INPUTS)}, got {task!r}", code="task")

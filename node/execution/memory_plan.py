@@ -18,6 +18,12 @@ BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 # estimated, not measured: not run on a GPU yet.
 FIXED_BYTES: Final = {"cpu": 250 << 20, "cuda": 600 << 20}
 
+# Of a task that makes no text: what a waiting job brings (an input of 1 MiB, as text or bytes, and once more as
+# numbers of four bytes), the units that one job may have, and what one step computes with.
+JOB_BYTES: Final = 8 << 20
+JOB_UNITS_MAX: Final = 1 << 18
+STEP_BYTES: Final = 64 << 20
+
 # The least that a model is served with; less holds no conversation.
 CONTEXT_TOKENS_MIN: Final = 64
 
@@ -60,6 +66,17 @@ def plan_model(
         weights_bytes=parameters * width + packed_twice,
         cache_bytes=slots * context_tokens * kv_bytes_per_token(shape, dtype),
         working_bytes=activations + logits + score,
+    )
+
+
+def plan_items(parameters: int, *, slots: int) -> MemoryPlan:
+    """Return the plan of a model whose jobs are items, in fp32: it has no cache, its slots are jobs that wait."""
+    return MemoryPlan(
+        slots=slots,
+        context_tokens=JOB_UNITS_MAX,
+        weights_bytes=parameters * BYTES_OF["fp32"],
+        cache_bytes=slots * JOB_BYTES,
+        working_bytes=STEP_BYTES,
     )
 
 

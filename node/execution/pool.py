@@ -18,7 +18,7 @@ from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedE
 from node.execution import frames
 from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
-from node.execution.frames import Prepare, Prepared, Start
+from node.execution.frames import Prepare, Prepared, PrepareItems, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
 from node.execution.loading import DeviceSetup, LocalModel
 from node.execution.worker_process import Request
@@ -26,6 +26,7 @@ from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
 from protocol.task import GenerateInput, Sampling, pack_tokens
+from protocol.tasks.registry import TaskInput, encode_task_input, task_of
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class WorkerPool:
         self,
         job_key: str,
         model_id: ModelId,
-        task_input: GenerateInput,
+        task_input: TaskInput,
         tokens_out_max: int,
         *,
         scope: bytes = b"",
@@ -147,18 +148,7 @@ class WorkerPool:
         lease.enter_context(models.use(model_id))
         try:
             request = lease.enter_context(worker.process.open_request(tokens_out_max + 2))
-            await request.send(
-                Prepare(
-                    request=request.number,
-                    model=model_id,
-                    messages=task_input.messages,
-                    prompt=task_input.prompt,
-                    stop=task_input.stop,
-                    held=task_input.held,
-                    tokens_out_max=tokens_out_max,
-                    scope=scope,
-                )
-            )
+            await request.send(_preparation(request.number, model_id, task_input, tokens_out_max, scope=scope))
             answer = await request.receive()
         except BaseException:
             lease.close()
@@ -305,3 +295,21 @@ class WorkerPool:
             )
             for choice in choose_devices(self._config.devices, nvml, os.environ)
         ]
+
+
+def _preparation(
+    request: int, model_id: ModelId, task_input: TaskInput, tokens_out_max: int, *, scope: bytes
+) -> Prepare | PrepareItems:
+    if not isinstance(task_input, GenerateInput):
+        data = encode_task_input(task_input)
+        return PrepareItems(request=request, model=model_id, task=task_of(task_input), data=data)
+    return Prepare(
+        request=request,
+        model=model_id,
+        messages=task_input.messages,
+        prompt=task_input.prompt,
+        stop=task_input.stop,
+        held=task_input.held,
+        tokens_out_max=tokens_out_max,
+        scope=scope,
+    )

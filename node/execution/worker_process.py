@@ -32,6 +32,7 @@ from node.execution.frames import (
     Setup,
     Start,
     Step,
+    StepPiece,
     ToWorker,
     Unloaded,
     decode_from_worker,
@@ -42,6 +43,9 @@ from node.execution.interface import Piece
 from node.execution.jail import Jail
 from node.execution.spawn import COMMAND, WorkerLimits, say_status, spawn, wait_end
 from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_bytes
+from protocol.errors import RemoteProtocolError
+from protocol.task import GenerateOutput
+from protocol.tasks.registry import decode_task_output_untrusted
 
 log = logging.getLogger(__name__)
 
@@ -320,8 +324,7 @@ class WorkerProcess:
                 self._patience.stepped(now)
                 for piece in pieces:
                     self._patience.began(piece.request)
-                    event = Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish)
-                    self._deliver_event(piece.request, event)
+                    self._deliver_event(piece.request, _to_piece(piece))
                     if piece.finish is not None:
                         self._patience.over(piece.request)
             case Failed(request=request, code=code, message=message):
@@ -428,6 +431,19 @@ class Request:
         if not isinstance(event, Prepared) and not (isinstance(event, Piece) and event.finish is None):
             self._finished = True
         return event
+
+
+def _to_piece(piece: StepPiece) -> Piece:
+    """Return what one step gave one job; ``ValueError`` when a result is none of its task."""
+    if not piece.result:
+        return Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish)
+    try:
+        output = decode_task_output_untrusted(piece.task, piece.result)
+    except RemoteProtocolError as exc:
+        raise ValueError(str(exc)) from exc
+    if isinstance(output, GenerateOutput):
+        raise ValueError("text came as a result")
+    return Piece(finish=output.finish, result=output)
 
 
 def _take_frames(buffer: bytearray) -> list[FromWorker]:

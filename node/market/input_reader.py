@@ -1,13 +1,30 @@
-"""A contract's input as it comes off the stream: bounded, in order, the one that the contract names (spec 03)."""
+"""The input that follows a contract: read as the contract names it, or refused (spec 04).
 
+Whether the terms suit is ``provider.py``'s to say; what the model makes of the input is its worker's.
+"""
+
+from node.execution.interface import ServedModel
+from node.market.admission import Refused
 from node.market.party import Line
 from protocol.contract import SALT_BYTES, Contract, hash_input
-from protocol.errors import Reason, RemoteProtocolError
+from protocol.errors import DeclineCode, Reason, RemoteProtocolError
 from protocol.framing import InputFrame
-from protocol.task import TOKEN_BYTES, GenerateInput, decode_input_untrusted
+from protocol.task import GenerateInput
+from protocol.tasks.registry import TaskInput, decode_task_input_untrusted
 
 
-async def read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, GenerateInput]:
+def check_context(model: ServedModel, tokens_out_max: int) -> None:
+    """Raises: Refused."""
+    # A prompt has at least one token; the exact count comes with the input.
+    if tokens_out_max >= model.context_tokens:
+        raise Refused(
+            DeclineCode.CONTEXT_EXCEEDED,
+            f"{tokens_out_max} answer tokens do not fit a context of {model.context_tokens}",
+            tokens_max=model.context_tokens - 1,
+        )
+
+
+async def read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, TaskInput]:
     """Return (salt, input) as the contract's hash names them.
 
     Raises: RemoteProtocolError (anything else came), StreamLostError.
@@ -28,10 +45,20 @@ async def read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, Gene
         expected += 1
     if hash_input(salt, bytes(data)) != terms.input_hash:
         raise RemoteProtocolError("the input is not the one that the contract names", reason=Reason.MEANING)
-    task_input = decode_input_untrusted(bytes(data))
-    if len(task_input.held) != terms.tokens_held * TOKEN_BYTES:
+    task_input = decode_task_input_untrusted(terms.task, bytes(data))
+    _check_units_untrusted(task_input, terms)
+    return salt, task_input
+
+
+def _check_units_untrusted(task_input: TaskInput, terms: Contract) -> None:
+    """Refuse, with ``RemoteProtocolError``, an input whose numbers are not the contract's."""
+    held = task_input.units_held if isinstance(task_input, GenerateInput) else 0
+    if held != terms.tokens_held:
         raise RemoteProtocolError(
-            f"the contract speaks of {terms.tokens_held} held tokens, the input of another number",
+            f"the contract speaks of {terms.tokens_held} held tokens, the input has {held}", reason=Reason.MEANING
+        )
+    if not isinstance(task_input, GenerateInput) and task_input.units_out != terms.tokens_out_max:
+        raise RemoteProtocolError(
+            f"the contract speaks of {terms.tokens_out_max} units out, the input gives {task_input.units_out}",
             reason=Reason.MEANING,
         )
-    return salt, task_input

@@ -174,7 +174,7 @@ class JobRecord:
         )
 
     def _output(self, event: Output, at_ms: UnixMs) -> None:
-        self.tokens_out += len(event.tokens)
+        self.tokens_out += event.units
         if self.first_token_at_ms is None:
             self.first_token_at_ms = at_ms
             self.note(Step(name="first_token", at_ms=at_ms, peer_id=self.peer_id))

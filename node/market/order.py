@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias
 
 from node.errors import NodeError
 from protocol.errors import DeclineCode
-from protocol.task import FinishReason, GenerateInput, Sampling
+from protocol.task import FinishReason, Sampling
+from protocol.tasks.registry import ItemOutput, TaskInput
 from protocol.units import JobId, MessageId, Microcredits, PeerId
 
 Path = Literal["auto", "fast", "quote"]
@@ -21,7 +22,7 @@ class Order:
 
     model: str
     """A model's name or the hex of its id (8 or more digits)."""
-    task_input: GenerateInput
+    task_input: TaskInput
     sampling: Sampling
     tokens_out_max: int
     where: Literal["any", "local", "remote"] | PeerId = "any"
@@ -73,8 +74,15 @@ class Contracted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    tokens: tuple[int, ...]
-    text: str
+    """More of the answer: tokens and the text that became certain, or a result of another task."""
+
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    result: ItemOutput | None = None
+
+    @property
+    def units(self) -> int:
+        return len(self.tokens) if self.result is None else self.result.units
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +130,15 @@ class UnknownModelError(OrderError):
         super().__init__(own if here else whole)
         self.model = model
         self.available = available
+
+
+class WrongTaskError(OrderError):
+    """The model is there, and does something else."""
+
+    code = "task_not_served"
+
+    def __init__(self, model: str, *, wanted: str, offered: tuple[str, ...]) -> None:
+        super().__init__(f"model {model!r} is offered for {', '.join(offered)}, not for {wanted}")
 
 
 class NobodyWillingError(OrderError):

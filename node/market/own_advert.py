@@ -93,7 +93,7 @@ def _offer(model: ServedModel, prices: Prices) -> Offer:
     return Offer(
         model_id=model.model_id,
         name=model.name,
-        task="generate",
+        task=model.task,
         dtype=model.dtype,
         context_tokens=model.context_tokens,
         prices=prices,

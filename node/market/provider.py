@@ -22,7 +22,7 @@ from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
 from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
-from node.market.input_reader import read_input_untrusted
+from node.market.input_reader import check_context, read_input_untrusted
 from node.market.journal import JobRecord, Step
 from node.market.late import LateContract
 from node.market.party import Line, Party
@@ -37,7 +37,7 @@ from protocol.offer import Ask, Decline, Quote
 from protocol.price import Prices, not_dearer, price_bound
 from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage
-from protocol.task import GenerateInput
+from protocol.tasks.registry import TaskInput, serves
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
@@ -132,8 +132,8 @@ class Provider:
         is_of_now = abs(wanted.sent_at_ms - now_ms) <= limits.CLOCK_SKEW_MS_MAX
         if not is_of_now or wanted.end_by_ms <= max(now_ms, wanted.sent_at_ms):
             raise Refused(DeclineCode.EXPIRED, f"the ask is of {wanted.sent_at_ms}, here it is {now_ms} (Unix ms)")
-        model = self._model(ModelId(wanted.model_id))
-        _check_context(model, wanted.tokens_out_max)
+        model = self._model(wanted)
+        check_context(model, wanted.tokens_out_max)
         bound = price_bound(
             self.prices,
             tokens_in_max=min(wanted.tokens_in_max, model.context_tokens),
@@ -347,8 +347,8 @@ class Provider:
         terms = contract.message
         now, quote_id = trio.current_time(), MessageId(terms.answers)
         market = self._admission.promised(quote_id, contract.signer, now) or self._config
-        model = self._model(ModelId(terms.model_id))
-        _check_context(model, terms.tokens_out_max)
+        model = self._model(terms)
+        check_context(model, terms.tokens_out_max)
         if terms.dtype != model.dtype:
             raise Refused(DeclineCode.PROFILE, f"served in {model.dtype}, the contract says {terms.dtype}")
         if not not_dearer(_prices(market), than=terms.prices):
@@ -381,15 +381,17 @@ class Provider:
             )
         return model
 
-    def _model(self, model_id: ModelId) -> ServedModel:
+    def _model(self, wanted: Ask | Contract) -> ServedModel:
         for model in self._executor.models():
-            if model.model_id == model_id:
-                return model
-        if any(worker.is_coming(model_id) for worker in self._executor.workers()):
+            if model.model_id == wanted.model_id:
+                if serves(model.task, wanted.task):
+                    return model
+                raise Refused(DeclineCode.TASK_UNKNOWN, f"this model is served for {model.task} here")
+        if any(worker.is_coming(ModelId(wanted.model_id)) for worker in self._executor.workers()):
             raise Refused(DeclineCode.BUSY, "its worker is being started again", retry_after_ms=RETRY_MS)
         raise Refused(DeclineCode.MODEL_UNKNOWN, "this model is not served here now")
 
-    async def _prepare(self, contract: Signed[Contract], task_input: GenerateInput) -> Prompt:
+    async def _prepare(self, contract: Signed[Contract], task_input: TaskInput) -> Prompt:
         terms, key = contract.message, contract.message_id.hex()
         model_id, tokens_out_max, scope = ModelId(terms.model_id), terms.tokens_out_max, bytes(terms.requester)
         try:
@@ -477,13 +479,3 @@ def _first_window(market: MarketSection, tokens_in_max: int, price_max: int) -> 
         duration_ms_max=0,
     )
     return min(first_window, price_max)
-
-
-def _check_context(model: ServedModel, tokens_out_max: int) -> None:
-    # A prompt has at least one token; the exact count comes with the input.
-    if tokens_out_max >= model.context_tokens:
-        raise Refused(
-            DeclineCode.CONTEXT_EXCEEDED,
-            f"{tokens_out_max} answer tokens do not fit a context of {model.context_tokens}",
-            tokens_max=model.context_tokens - 1,
-        )

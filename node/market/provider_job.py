@@ -30,6 +30,7 @@ from protocol.resume import Resume, check_requester_untrusted, resume_of_provide
 from protocol.signed import Signed, SignedMessage
 from protocol.states import ProviderEvent, ProviderState, advance_provider, is_final
 from protocol.task import GenerateOutput
+from protocol.tasks.registry import TaskOutput
 from protocol.units import MS_PER_S, MessageId, UnixMs
 from protocol.voucher import Meter, Voucher
 
@@ -360,8 +361,10 @@ class ProviderJob:
         await self._attachment.say(meter)
         await self._attachment.say(receipt)
 
-    def _next_output(self) -> GenerateOutput:
-        """Join waiting pieces up to the window's end: a frame costs the same whether it has one token or fifty."""
+    def _next_output(self) -> TaskOutput:
+        """Join waiting text up to the window's end: a frame costs the same whether it has one token or fifty."""
+        if self._waiting[0].result is not None:
+            return self._waiting.pop(0).output
         room = min(self._terms.voucher_window_tokens, limits.OUTPUT_TOKENS_PER_FRAME_MAX)
         tokens: list[int] = []
         text: list[str] = []

@@ -4,17 +4,26 @@ Values only; ``requester.py`` makes them and ``requester_job.py`` carries one at
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
+from msgspec.structs import replace
 
-from node.market.order import Order, PeerFault
+from node.market.order import Order, Output, PeerFault, PromptTooLongError
 from protocol import limits
-from protocol.errors import DeclineCode, RemoteProtocolError
-from protocol.fields import Dtype
+from protocol.errors import DeclineCode, LocalProtocolError, RemoteProtocolError
+from protocol.fields import Dtype, Task
 from protocol.offer import Decline
 from protocol.price import Prices
-from protocol.task import FinishReason
+from protocol.task import FinishReason, GenerateInput, GenerateOutput, pack_tokens
+from protocol.tasks.forward import ForwardOutput
+from protocol.tasks.registry import ItemOutput, TaskInput, TaskOutput, encode_task_input, task_of
+from protocol.tasks.vad import VadOutput
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits
+
+# What a chat template may add to the text of a message, and to a conversation (a default system prompt).
+TEMPLATE_TOKENS_PER_MESSAGE: Final = 16
+TEMPLATE_TOKENS: Final = 64
 
 
 class AttemptFailedError(Exception):
@@ -65,6 +74,11 @@ class AnswerLog:
     """What one order has got so far, whoever delivered it: the truth from which another provider goes on."""
 
     tokens: list[int] = field(default_factory=list)
+    """Of an answer that is text."""
+    units: int = 0
+    """All that was delivered and is kept."""
+    unseen: list[ItemOutput] = field(default_factory=list)
+    """Of an answer that is worth something only as a whole: shown once it is there."""
     finish: FinishReason | None = None
     tokens_in: int = 0
     """Of the first contract: later ones count the held tokens, too."""
@@ -73,6 +87,34 @@ class AnswerLog:
     contract_ids: list[MessageId] = field(default_factory=list)
     dtype: Dtype | None = None
     """Whoever goes on has to compute in the same type."""
+
+    def take(self, output: TaskOutput) -> tuple[Output, ...]:
+        """Note one output frame and return what the order's reader may see now."""
+        self.units += output.units
+        self.finish = output.finish
+        match output:
+            case GenerateOutput():
+                self.tokens += output.tokens
+                return (Output(tokens=output.tokens, text=output.text),)
+            case VadOutput() | ForwardOutput():
+                self.unseen.append(output)
+                if output.finish is None:
+                    return ()
+                whole, self.unseen = self.unseen, []
+                return tuple(Output(result=result) for result in whole)
+            case _:
+                return (Output(result=output),)
+
+    def cut(self) -> None:
+        """Forget what nobody can go on from: its provider is lost."""
+        self.units -= sum(output.units for output in self.unseen)
+        self.unseen.clear()
+
+    def rest_of(self, task_input: TaskInput) -> TaskInput:
+        """Return the input of what is still to be delivered."""
+        if isinstance(task_input, GenerateInput):
+            return replace(task_input, held=pack_tokens(self.tokens))
+        return (task_input.after(self.units) if self.units else None) or task_input
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +132,37 @@ class Purchase:
     price_max: Microcredits
     ends_at: float
     """In trio time."""
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.order.task_input)
+
+
+def make_purchase(
+    order: Order, job_id: JobId, answer_log: AnswerLog, *, price_max: int, ends_at: float
+) -> Purchase:
+    """Return what is still to be bought for ``price_max`` in all. Raises: PromptTooLongError."""
+    rest = answer_log.rest_of(order.task_input)
+    try:
+        data = encode_task_input(rest)
+    except LocalProtocolError as exc:
+        raise PromptTooLongError(str(exc)) from exc
+    if isinstance(rest, GenerateInput):
+        # No tokeniser makes more tokens than there are bytes.
+        tokens_in_max = len(data) + TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(rest.messages)
+    else:
+        tokens_in_max = rest.units_in_max
+    return Purchase(
+        order=order,
+        job_id=job_id,
+        log=answer_log,
+        data=data,
+        tokens_held=rest.units_held if isinstance(rest, GenerateInput) else 0,
+        tokens_in_max=min(tokens_in_max, limits.TOKENS_MAX),
+        tokens_out_max=order.tokens_out_max - answer_log.units,
+        price_max=Microcredits(max(price_max - answer_log.spent, 0)),
+        ends_at=ends_at,
+    )
 
 
 def failed_by(exc: Exception, what: str, *, wait_s: float = 0.0) -> AttemptFailedError:

@@ -11,7 +11,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Final
 
-import msgspec
 import trio
 
 from node.clock import to_ms
@@ -33,23 +32,23 @@ from node.market.order import (
     Order,
     OrderCancelledError,
     OrderError,
-    Output,
     PassedOver,
     PromptTooLongError,
     UnknownModelError,
+    WrongTaskError,
 )
 from node.market.party import Party
-from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms
+from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms, make_purchase
 from node.market.requester_job import RESUME_WAIT_S, RequesterJob
 from node.market.spending import Spending
 from node.market.trace import OrderTrace
 from node.metrics import JobState, Role
 from node.net.interface import Network, Stream
 from protocol import limits
-from protocol.errors import DeclineCode, LocalProtocolError, RemoteProtocolError
+from protocol.errors import DeclineCode, RemoteProtocolError
 from protocol.framing import JOB_PROTOCOL, QUOTE_PROTOCOL
 from protocol.price import price_bound
-from protocol.task import encode_input, pack_tokens
+from protocol.tasks.registry import serves, task_of
 from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, PeerId
 
 log = logging.getLogger(__name__)
@@ -64,9 +63,6 @@ BUSY_PATIENCE_S: Final = 60.0
 BUSY_RETRY_S: Final = 1.0
 # A provider's terms for us may differ from those for everybody: less credit left, a smaller window.
 ASK_INSTEAD: Final = (DeclineCode.CREDIT, DeclineCode.PRICE, DeclineCode.PROFILE)
-# What a chat template may add to the text of a message, and to a conversation (a default system prompt).
-TEMPLATE_TOKENS_PER_MESSAGE: Final = 16
-TEMPLATE_TOKENS: Final = 64
 _STATES: Final[dict[type[Exception], JobState]] = {DeadlineError: "expired", OrderCancelledError: "cancelled"}
 
 
@@ -171,9 +167,13 @@ class Requester:
     def _own_model(self, order: Order) -> ServedModel | None:
         if order.where not in ("any", "local", self._party.peer_id):
             return None
-        for model in self._executor.models():
-            if names_model(order.model, model.name, model.model_id):
+        task = task_of(order.task_input)
+        named = [it for it in self._executor.models() if names_model(order.model, it.name, it.model_id)]
+        for model in named:
+            if serves(model.task, task):
                 return model
+        if named and order.where != "any":
+            raise WrongTaskError(order.model, wanted=task, offered=tuple({model.task for model in named}))
         if order.where in ("local", self._party.peer_id):
             own = tuple(model.name for model in self._executor.models())
             raise UnknownModelError(order.model, own, here=True)
@@ -215,7 +215,7 @@ class Requester:
             receipt_id=None,
             finish=answer_log.finish,
             tokens_in=prompt.tokens_in,
-            tokens_out=len(answer_log.tokens),
+            tokens_out=answer_log.units,
             cost_microcredits=Microcredits(0),
             first_token_ms=to_ms(answer_log.first_token_at - began),
             duration_ms=to_ms(trio.current_time() - began),
@@ -249,9 +249,8 @@ class Requester:
                 async for piece in pieces:
                     if answer_log.first_token_at is None:
                         answer_log.first_token_at = trio.current_time()
-                    answer_log.tokens += piece.tokens
-                    answer_log.finish = piece.finish
-                    await trace.send(Output(tokens=piece.tokens, text=piece.text))
+                    for event in answer_log.take(piece.output):
+                        await trace.send(event)
             except trio.BrokenResourceError as exc:
                 fault = exc
                 nursery.cancel_scope.cancel()
@@ -260,29 +259,6 @@ class Requester:
         return answer_log
 
     # At others.
-
-    def _make_purchase(self, order: Order, job_id: JobId, ends_at: float, answer_log: AnswerLog) -> Purchase:
-        """Return what is still to be bought. Raises: PromptTooLongError."""
-        held = pack_tokens(answer_log.tokens)
-        try:
-            data = encode_input(msgspec.structs.replace(order.task_input, held=held))
-        except LocalProtocolError as exc:
-            raise PromptTooLongError(str(exc)) from exc
-        template = TEMPLATE_TOKENS + TEMPLATE_TOKENS_PER_MESSAGE * len(order.task_input.messages)
-        allowed = order.price_max_microcredits
-        price_max = self._config.price_max if allowed is None else allowed
-        return Purchase(
-            order=order,
-            job_id=job_id,
-            log=answer_log,
-            data=data,
-            tokens_held=len(answer_log.tokens),
-            # No tokeniser makes more tokens than there are bytes.
-            tokens_in_max=min(len(data) + template, limits.TOKENS_MAX),
-            tokens_out_max=order.tokens_out_max - len(answer_log.tokens),
-            price_max=Microcredits(max(price_max - answer_log.spent, 0)),
-            ends_at=ends_at,
-        )
 
     async def _buy(self, order: Order, ends_at: float, trace: OrderTrace) -> Finished:
         """Try candidates until the answer is complete; each goes on where the one before it was cut.
@@ -294,15 +270,18 @@ class Requester:
         refusals: dict[PeerId, PassedOver] = {}
         receipt_id: MessageId | None = None
         last_peer, model = self._party.peer_id, ""
-        while answer_log.finish is None and len(answer_log.tokens) < order.tokens_out_max:
-            purchase = self._make_purchase(order, job_id, ends_at, answer_log)
+        allowed = order.price_max_microcredits
+        price_max = self._config.price_max if allowed is None else allowed
+        while answer_log.finish is None and answer_log.units < order.tokens_out_max:
+            purchase = make_purchase(order, job_id, answer_log, price_max=price_max, ends_at=ends_at)
             candidates = await self._next_candidates(purchase, refusals, patience_ends_at=began + BUSY_PATIENCE_S)
             await trace.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
             for candidate in candidates:
                 last_peer, model = candidate.peer_id, candidate.offer.name
-                held = len(answer_log.tokens)
+                held = answer_log.units
                 receipt_id = await self._try(purchase, candidate, refusals, trace)
-                if answer_log.finish is not None or len(answer_log.tokens) > held:
+                answer_log.cut()
+                if answer_log.finish is not None or answer_log.units > held:
                     break
         first_token_at = began if answer_log.first_token_at is None else answer_log.first_token_at
         finished = Finished(
@@ -312,7 +291,7 @@ class Requester:
             receipt_id=receipt_id,
             finish=answer_log.finish or "length",
             tokens_in=answer_log.tokens_in,
-            tokens_out=len(answer_log.tokens),
+            tokens_out=answer_log.units,
             cost_microcredits=Microcredits(answer_log.spent),
             first_token_ms=to_ms(first_token_at - began),
             duration_ms=to_ms(trio.current_time() - began),
@@ -351,6 +330,9 @@ class Requester:
             # Gossip may not have told us of it yet: then the DHT may know.
             await self._look_up(order.model)
             found = self._matching(order)
+        if not found and (others := self._directory.candidates(order.model, self._party.now_ms())):
+            wanted, offered = purchase.task, {it.offer.task for it in others}
+            raise WrongTaskError(order.model, wanted=wanted, offered=tuple(sorted(offered)))
         if not found:
             known = {model.name for model in self._executor.models()}
             known.update(self._directory.model_names(self._party.now_ms()))
@@ -368,7 +350,9 @@ class Requester:
         return list(best.values())[:CANDIDATES_MAX]
 
     def _matching(self, order: Order) -> list[Candidate]:
-        found = self._directory.candidates(order.model, self._party.now_ms())
+        task = task_of(order.task_input)
+        known = self._directory.candidates(order.model, self._party.now_ms())
+        found = [candidate for candidate in known if serves(candidate.offer.task, task)]
         if order.where in ("any", "remote"):
             return found
         return [candidate for candidate in found if candidate.peer_id == order.where]
@@ -487,10 +471,10 @@ def _refusal(code: str, message: str) -> OrderError:
 
 def _nobody(answer_log: AnswerLog, refusals: tuple[PassedOver, ...]) -> OrderError:
     """Name the failure: the answer was cut, the prompt fits nowhere, or nobody wanted the job."""
-    if answer_log.tokens:
+    if answer_log.units:
         last = refusals[-1]
         return JobFailedError(
-            f"the answer was cut after {len(answer_log.tokens)} tokens, nobody is left to go on: {last.message}",
+            f"the answer was cut after {answer_log.units} tokens, nobody is left to go on: {last.message}",
             code=str(last.code),
         )
     if refusals and all(passed.code == DeclineCode.CONTEXT_EXCEEDED for passed in refusals):

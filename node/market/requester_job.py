@@ -16,7 +16,7 @@ from node.discovery.directory import Candidate
 from node.errors import LedgerError, StreamLostError
 from node.ledger.entries import ContractRow, Entry
 from node.market.enquiry import ask
-from node.market.order import Contracted, JobEvent, Output, Quoted
+from node.market.order import Contracted, JobEvent, Quoted
 from node.market.party import Line, Party
 from node.market.purchase import AttemptFailedError, Purchase, Terms, failed_by
 from node.market.terms import Deal
@@ -347,9 +347,8 @@ class RequesterJob:
         answer_log = self._purchase.log
         if answer_log.first_token_at is None:
             answer_log.first_token_at = trio.current_time()
-        answer_log.tokens += output.tokens
-        answer_log.finish = output.finish
-        await self._emit(Output(tokens=output.tokens, text=output.text))
+        for event in answer_log.take(output):
+            await self._emit(event)
 
     async def _pay(self, line: Line, meter: Meter, signed: Signed[SignedMessage]) -> None:
         account = self._running_account()

@@ -146,6 +146,7 @@ def _cause(file: OrderFile, error: Exception | None) -> str:
 
 
 async def _read(world: World, file: OrderFile, rooms: Rooms, events: trio.MemoryReceiveChannel[JobEvent]) -> None:
+    assert isinstance(file.order.task_input, GenerateInput)
     truth, finish = true_answer(file.order.task_input.prompt, file.order.sampling.seed, file.order.tokens_out_max)
     async for event in events:
         if not rooms.life.alive:

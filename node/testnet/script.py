@@ -17,6 +17,7 @@ from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.interface import DeviceReport, Piece, Prompt, ServedModel
 from node.execution.worker_state import WorkerState
 from protocol.task import FinishReason, GenerateInput, Sampling, unpack_tokens
+from protocol.tasks.registry import TaskInput
 from protocol.units import ModelId
 
 MODEL: Final = "scripted"
@@ -126,11 +127,12 @@ class ScriptedWorkers:
         self,
         job_key: str,
         model_id: ModelId,
-        task_input: GenerateInput,
+        task_input: TaskInput,
         tokens_out_max: int,
         *,
         scope: bytes = b"",
     ) -> Prompt:
+        assert isinstance(task_input, GenerateInput)
         await trio.sleep(self._rng.uniform(0.001, 0.02))
         if not self.models():
             raise WorkerDiedError("the worker is being started again", code="worker_died")

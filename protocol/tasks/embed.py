@@ -1,8 +1,7 @@
 """``embed``: texts in, one vector for each out (spec 04, section 5). A vector is a unit."""
 
-import array
 import math
-import sys
+import struct
 from collections.abc import Sequence
 from typing import Annotated, Final
 
@@ -70,12 +69,9 @@ class EmbedOutput(Message, frozen=True, kw_only=True):
         return 1
 
 
-def unpack_vector(vector: bytes) -> "array.array[float]":
+def unpack_vector(vector: bytes) -> tuple[float, ...]:
     """Return the numbers of a checked output's ``vector``."""
-    values = array.array("f", vector)
-    if sys.byteorder == "big":
-        values.byteswap()
-    return values
+    return struct.unpack(f"<{len(vector) // VECTOR_VALUE_BYTES}f", vector)
 
 
 def compare_vectors(theirs: Sequence[EmbedOutput], ours: Sequence[EmbedOutput]) -> Comparison:
@@ -89,7 +85,7 @@ def compare_vectors(theirs: Sequence[EmbedOutput], ours: Sequence[EmbedOutput]) 
     )
 
 
-def _cosine(left: "array.array[float]", right: "array.array[float]") -> float:
+def _cosine(left: Sequence[float], right: Sequence[float]) -> float:
     if len(left) != len(right):
         return -1.0
     product = sum(a * b for a, b in zip(left, right, strict=True))

@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 from protocol import limits
 from protocol.encoding import decode_untrusted, encode
 from protocol.errors import LocalProtocolError, Reason, RemoteProtocolError
+from protocol.fields import Task
 from protocol.schema import to_message_untrusted, to_plain
 from protocol.task import GENERATE, GenerateInput, GenerateOutput
 from protocol.tasks.classify import ClassifyInput, ClassifyOutput, compare_classes
@@ -25,22 +26,22 @@ ItemOutput: TypeAlias = EmbedOutput | ClassifyOutput | VadOutput | ForwardOutput
 TaskInput: TypeAlias = GenerateInput | ItemInput
 TaskOutput: TypeAlias = GenerateOutput | ItemOutput
 
-INPUTS: Final[dict[str, type[TaskInput]]] = {
+INPUTS: Final[dict[Task, type[TaskInput]]] = {
     GENERATE: GenerateInput,
     EMBED: EmbedInput,
     CLASSIFY: ClassifyInput,
     VAD: VadInput,
     FORWARD: ForwardInput,
 }
-OUTPUTS: Final[dict[str, type[TaskOutput]]] = {
+OUTPUTS: Final[dict[Task, type[TaskOutput]]] = {
     GENERATE: GenerateOutput,
     EMBED: EmbedOutput,
     CLASSIFY: ClassifyOutput,
     VAD: VadOutput,
     FORWARD: ForwardOutput,
 }
-_TASK_OF: Final[dict[type[object], str]] = {kind: task for task, kind in (*INPUTS.items(), *OUTPUTS.items())}
-_ENTRIES_MAX: Final = {EMBED: limits.TEXTS_MAX}
+_TASK_OF: Final[dict[type[object], Task]] = {kind: task for task, kind in (*INPUTS.items(), *OUTPUTS.items())}
+_ENTRIES_MAX: Final[dict[Task, int]] = {EMBED: limits.TEXTS_MAX}
 """Where an input is a longer list than any other value."""
 
 
@@ -52,7 +53,7 @@ _COMPARISONS: Final[dict[type[object], Callable[..., Comparison]]] = {
 }
 
 
-def task_of(value: TaskInput | TaskOutput) -> str:
+def task_of(value: TaskInput | TaskOutput) -> Task:
     """Return the name of the task that this is an input or output of."""
     return _TASK_OF[type(value)]
 
@@ -92,7 +93,7 @@ def encode_task_input(task_input: TaskInput) -> bytes:
     return data
 
 
-def decode_task_input_untrusted(task: str, data: bytes) -> TaskInput:
+def decode_task_input_untrusted(task: Task, data: bytes) -> TaskInput:
     """Return the input of a job that a peer sent; raises nothing but ``RemoteProtocolError``."""
     if len(data) > limits.INPUT_BYTES_MAX:
         raise RemoteProtocolError(f"an input of {len(data)} bytes", reason=Reason.SIZE)
@@ -106,6 +107,6 @@ def encode_task_output(output: TaskOutput) -> bytes:
     return encode(to_plain(output))
 
 
-def decode_task_output_untrusted(task: str, data: bytes) -> TaskOutput:
+def decode_task_output_untrusted(task: Task, data: bytes) -> TaskOutput:
     """Return the output that a provider sent; raises nothing but ``RemoteProtocolError``."""
     return to_message_untrusted(decode_untrusted(data, size_max=limits.DATA_FRAME_BYTES_MAX), OUTPUTS[task])

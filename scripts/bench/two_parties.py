@@ -30,6 +30,7 @@ from protocol import limits
 from protocol.envelope import network_id
 from protocol.states import ProviderState
 from protocol.task import GenerateInput, Sampling
+from protocol.tasks.registry import TaskInput
 from protocol.units import ModelId, UnixMs
 
 MODEL: Final = ServedModel(
@@ -100,7 +101,7 @@ class InstantModel:
         self,
         job_key: str,
         model_id: ModelId,
-        task_input: GenerateInput,
+        task_input: TaskInput,
         tokens_out_max: int,
         *,
         scope: bytes = b"",

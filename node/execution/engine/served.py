@@ -14,6 +14,7 @@ from node.errors import JobRefusedError
 from node.execution.engine.engine import Chosen, Engine
 from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS
 from node.execution.engine.llama import Llama, load_llama
+from node.execution.engine.measure import decode_tokens_per_s_milli
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import LlamaReader, Scores, ScoreTask, Verdict
 from node.execution.engine.text import TextCodec, TextStream, load_codec
@@ -37,6 +38,10 @@ class HeldPrompt:
     held: list[int]
     stop: tuple[str, ...]
     scope: bytes
+
+    @property
+    def units_in(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,19 @@ class ServedModel:
     def idle(self) -> bool:
         """Neither a job nor a check has anything to do."""
         return self.engine.idle and self._scores.idle
+
+    @property
+    def has_jobs(self) -> bool:
+        """Checks, which take what time jobs leave, do not count."""
+        return not self.engine.idle
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    def measure(self) -> int:
+        """Return thousandths of tokens per second of one sequence; nothing else may run."""
+        return decode_tokens_per_s_milli(self.model, self.engine)
 
     def prepare(self, frame: Prepare) -> HeldPrompt:
         """Render and tokenise.

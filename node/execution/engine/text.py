@@ -143,11 +143,12 @@ def load_codec(folder: Path) -> TextCodec:
         settings = json.loads(path.read_bytes())
     template = folder / "chat_template.jinja"
     if template.is_file():
-        return TextCodec(_load_tokenizer(folder), settings, template.read_text(encoding="utf-8"))
-    return TextCodec(_load_tokenizer(folder), settings, _template_in(settings.get("chat_template")))
+        return TextCodec(load_tokenizer(folder), settings, template.read_text(encoding="utf-8"))
+    return TextCodec(load_tokenizer(folder), settings, _template_in(settings.get("chat_template")))
 
 
-def _load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """Read a model's tokenizer as it is used here: it neither cuts nor pads."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     # A file may ask for cut or padded inputs: both would change what was paid for.
     tokenizer.no_truncation()

@@ -14,12 +14,14 @@ from typing import Final, TypeAlias, assert_never
 import msgspec
 import torch
 
-from node.errors import ExecutionError, NodeError
+from node.errors import ExecutionError, JobRefusedError, NodeError
 from node.execution.engine.faults import tell_fault
+from node.execution.engine.items import HeldItems, ServedItems
 from node.execution.engine.link import Link
-from node.execution.engine.measure import decode_tokens_per_s_milli, matmul_gflops, read_mb_per_s
+from node.execution.engine.load import Served, load_any
+from node.execution.engine.measure import matmul_gflops, read_mb_per_s
 from node.execution.engine.score import Verdict
-from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel, load_served
+from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
     Cancel,
@@ -30,6 +32,7 @@ from node.execution.frames import (
     Measured,
     Prepare,
     Prepared,
+    PrepareItems,
     Score,
     Scored,
     Setup,
@@ -41,7 +44,8 @@ from node.execution.frames import (
 
 EXIT_FAULT: Final = 1
 
-Work: TypeAlias = Load | Unload | HeldPrompt | Start | Cancel | Measure | HeldScore
+Held: TypeAlias = HeldPrompt | HeldItems
+Work: TypeAlias = Load | Unload | Held | Start | Cancel | Measure | HeldScore
 
 
 class Worker:
@@ -51,15 +55,15 @@ class Worker:
         self.link, self._device = link, device
         # Filled by the reader, which the daemon's own bound on jobs holds back.
         self.inbox: queue.SimpleQueue[Work] = queue.SimpleQueue()
-        self._models: dict[bytes, ServedModel] = {}
-        self._held: dict[int, HeldPrompt] = {}
-        self._owner: dict[int, ServedModel] = {}
+        self._models: dict[bytes, Served] = {}
+        self._held: dict[int, Held] = {}
+        self._owner: dict[int, Served] = {}
 
     def read(self) -> None:
         """Take frames until the daemon is gone, which ends the process. Runs in its own thread."""
         while (frame := self.link.receive()) is not None:
             match frame:
-                case Prepare():
+                case Prepare() | PrepareItems():
                     self._prepare(frame)
                 case Score():
                     self._prepare_score(frame)
@@ -79,7 +83,7 @@ class Worker:
 
     def _step(self) -> None:
         # In a function of its own: a name that lives on would keep an unloaded model's memory.
-        alone = all(served.engine.idle for served in self._models.values())
+        alone = not any(served.has_jobs for served in self._models.values())
         for served in self._models.values():
             if served.idle:
                 continue
@@ -89,7 +93,7 @@ class Worker:
                 if piece.finish is not None:
                     self._owner.pop(piece.request, None)
             self.link.send(Step(pieces=pieces))
-            if verdict := served.step_score(alone=alone):
+            if isinstance(served, ServedModel) and (verdict := served.step_score(alone=alone)):
                 self._owner.pop(verdict.request, None)
                 self.link.send(_scored(verdict))
 
@@ -99,7 +103,7 @@ class Worker:
                 self._load(work)
             case Unload():
                 self._unload(work)
-            case HeldPrompt():
+            case HeldPrompt() | HeldItems():
                 self._held[work.request] = work
             case Start():
                 self._start(work)
@@ -110,14 +114,16 @@ class Worker:
             case Measure():
                 self._measure(work)
             case HeldScore():
-                self._owner[work.task.request] = served = self._models[work.model]
+                served = self._models[work.model]
+                assert isinstance(served, ServedModel)
+                self._owner[work.task.request] = served
                 served.score(work.task)
             case _:
                 assert_never(work)
 
     def _load(self, load: Load) -> None:
         try:
-            self._models[load.model] = load_served(load, self._device)
+            self._models[load.model] = load_any(load, self._device)
         except Exception as exc:  # a model that cannot be loaded leaves the others; files are wrong in many ways
             message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
             self.link.send(Failed(request=load.request, code="load", message=message))
@@ -127,7 +133,7 @@ class Worker:
     def _unload(self, frame: Unload) -> None:
         served = self._models.get(frame.model)
         is_held = any(held.model == frame.model for held in self._held.values())
-        if is_held or (served is not None and not served.engine.idle):
+        if is_held or (served is not None and not served.idle):
             self.link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
             return
         self._models.pop(frame.model, None)
@@ -135,24 +141,26 @@ class Worker:
         give_back_memory(self._device)
         self.link.send(Unloaded(request=frame.request))
 
-    def _prepare(self, frame: Prepare) -> None:
+    def _prepare(self, frame: Prepare | PrepareItems) -> None:
         served = self._models.get(frame.model)
         try:
             if served is None:
                 raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
-            held = served.prepare(frame)
+            held = _prepared(served, frame)
         except ExecutionError as exc:
             self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
             return
         # Before the answer: a Start that follows it must find the prompt.
         self.inbox.put(held)
-        self.link.send(Prepared(request=frame.request, tokens=len(held.tokens)))
+        self.link.send(Prepared(request=frame.request, tokens=held.units_in))
 
     def _prepare_score(self, frame: Score) -> None:
         served = self._models.get(frame.model)
         try:
             if served is None:
                 raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
+            if not isinstance(served, ServedModel):
+                raise JobRefusedError("only text is judged by its tokens", code="input")
             self.inbox.put(HeldScore(frame.model, served.prepare_score(frame)))
         except ExecutionError as exc:
             self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
@@ -164,16 +172,22 @@ class Worker:
             return
         served = self._models[held.model]
         self._owner[frame.request] = served
-        served.start(held, frame)
+        match served, held:
+            case ServedModel(), HeldPrompt():
+                served.start(held, frame)
+            case ServedItems(), HeldItems():
+                served.start(held)
+            case _:
+                raise AssertionError("a held input is of its model's kind")
 
     def _measure(self, frame: Measure) -> None:
         served = self._models[frame.model]
         self.link.send(
             Measured(
                 request=frame.request,
-                matmul_gflops=matmul_gflops(self._device, served.model.dtype),
+                matmul_gflops=matmul_gflops(self._device, served.dtype),
                 read_mb_per_s=read_mb_per_s(self._device),
-                tokens_per_s_milli=decode_tokens_per_s_milli(served.model, served.engine),
+                tokens_per_s_milli=served.measure(),
             )
         )
 
@@ -186,6 +200,17 @@ def _scored(verdict: Verdict) -> Scored:
         fingerprint=verdict.fingerprint,
         distances=tuple(verdict.distances),
     )
+
+
+def _prepared(served: Served, frame: Prepare | PrepareItems) -> Held:
+    """Raises: JobRefusedError."""
+    match served, frame:
+        case ServedModel(), Prepare():
+            return served.prepare(frame)
+        case ServedItems(), PrepareItems():
+            return served.prepare(frame)
+        case _:
+            raise JobRefusedError("this model does another task", code="input")
 
 
 def serve(link: Link, jail: str) -> None:
