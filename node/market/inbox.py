@@ -11,12 +11,15 @@ import trio
 from node.errors import ExecutionError, StreamLostError
 from node.execution.interface import Piece
 from node.market.party import Line
+from protocol import limits
 from protocol.contract import Cancel
 from protocol.errors import RemoteProtocolError
 from protocol.framing import EnvelopeFrame
 from protocol.receipt import Closing
 from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage
+from protocol.task import GenerateOutput
+from protocol.tasks.registry import TaskOutput
 from protocol.voucher import Voucher
 
 SLACK: Final = 64
@@ -116,3 +119,21 @@ class Inbox:
             if isinstance(event, Attached):
                 event.done.set()
         self._events.close()
+
+
+def take_output(waiting: list[Piece], window_tokens: int) -> TaskOutput:
+    """Take the next output frame off ``waiting``, which is not empty.
+
+    Text is joined up to the window's end: a frame costs the same whether it has one token or fifty.
+    """
+    first = waiting.pop(0)
+    if first.result is not None:
+        return first.result
+    room = min(window_tokens, limits.OUTPUT_TOKENS_PER_FRAME_MAX)
+    tokens, text, finish = list(first.tokens), [first.text], first.finish
+    while waiting and len(tokens) + len(waiting[0].tokens) <= room:
+        piece = waiting.pop(0)
+        tokens += piece.tokens
+        text.append(piece.text)
+        finish = piece.finish
+    return GenerateOutput(tokens=tuple(tokens), text="".join(text), finish=finish)

@@ -16,7 +16,7 @@ from node.errors import ExecutionError, LedgerError
 from node.execution.interface import Executor, Piece
 from node.market.accepted import Accepted, first_row
 from node.market.attachment import FAREWELL_S, Attachment
-from node.market.inbox import Attached, Event, Heard, Inbox, LineEnded, WorkFailed
+from node.market.inbox import Attached, Event, Heard, Inbox, LineEnded, WorkFailed, take_output
 from node.market.party import Line, Party
 from node.metrics import JobState
 from protocol import limits
@@ -29,8 +29,6 @@ from protocol.receipt import Closing, Receipt, ReceiptStatus
 from protocol.resume import Resume, check_requester_untrusted, resume_of_provider
 from protocol.signed import Signed, SignedMessage
 from protocol.states import ProviderEvent, ProviderState, advance_provider, is_final
-from protocol.task import GenerateOutput
-from protocol.tasks.registry import TaskOutput
 from protocol.units import MS_PER_S, MessageId, UnixMs
 from protocol.voucher import Meter, Voucher
 
@@ -349,7 +347,7 @@ class ProviderJob:
         if not self.tokens_out:
             waited_s = trio.current_time() - self._accepted_at
             self._party.metrics.first_token("worker", self._model.name, waited_s)
-        sequence, data = self._account.output(self._next_output())
+        sequence, data = self._account.output(take_output(self._waiting, self._terms.voucher_window_tokens))
         await self._attachment.say(OutputFrame(sequence, data))
 
     async def _complete(self) -> None:
@@ -360,21 +358,6 @@ class ProviderJob:
         await self._store(meter, receipt)
         await self._attachment.say(meter)
         await self._attachment.say(receipt)
-
-    def _next_output(self) -> TaskOutput:
-        """Join waiting text up to the window's end: a frame costs the same whether it has one token or fifty."""
-        if self._waiting[0].result is not None:
-            return self._waiting.pop(0).output
-        room = min(self._terms.voucher_window_tokens, limits.OUTPUT_TOKENS_PER_FRAME_MAX)
-        tokens: list[int] = []
-        text: list[str] = []
-        finish = None
-        while self._waiting and (not tokens or len(tokens) + len(self._waiting[0].tokens) <= room):
-            piece = self._waiting.pop(0)
-            tokens += piece.tokens
-            text.append(piece.text)
-            finish = piece.finish
-        return GenerateOutput(tokens=tuple(tokens), text="".join(text), finish=finish)
 
     def _make_meter(self, *, final: bool) -> Signed[Meter]:
         return self._party.sign(self._account.meter(self._elapsed_ms(), final=final))
