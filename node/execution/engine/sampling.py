@@ -14,8 +14,9 @@ from protocol.task import Sampling
 
 _MASK_32: Final = (1 << 32) - 1
 _MASK_64: Final = (1 << 64) - 1
-# A nucleus is nearly always among the likeliest few hundred; sorting all logits is the exception.
-_LIKELIEST: Final = 256
+# A nucleus is nearly always made of tokens as likely as the first of these; to sort all 49,000 of a vocabulary
+# takes 4 ms, to find the 256 likeliest 0.3 ms, and those above a threshold 0.03 ms.
+_THRESHOLDS: Final = (2**-10, 2**-18, 0.0)
 
 
 def choose(logits: Tensor, samplings: Items[Sampling], positions: Items[int]) -> list[int]:
@@ -53,22 +54,25 @@ def nucleus(scaled: Tensor, top_p_milli: int) -> Tensor:
     """
     probabilities = scaled.softmax(-1)
     top_p = top_p_milli / 1000
-    likeliest = probabilities.topk(min(_LIKELIEST, len(probabilities))).values
-    if float(likeliest.double().sum()) < top_p:
-        likeliest = probabilities.sort(descending=True).values
+    for threshold in _THRESHOLDS:
+        candidates = (probabilities >= threshold).nonzero().squeeze(-1)
+        likely = probabilities[candidates]
+        if float(likely.sum(dtype=torch.float64)) >= top_p:
+            break
+    likeliest = likely.sort(descending=True).values
     before = likeliest.double().cumsum(-1) - likeliest
     border = likeliest[before < top_p][-1]
-    return (probabilities >= border).nonzero().squeeze(-1)
+    return candidates[likely >= border]
 
 
 def gumbel_noise(seed: int, position: int, tokens: Tensor) -> Tensor:
     """Return float32 Gumbel noise for ``tokens`` (int64) at one position: argmax(logits + noise) is a sample."""
     key = _mix_64(seed ^ _mix_64(position))
     bits = _mix_32(tokens ^ (key & _MASK_32))
-    bits = _mix_32(bits ^ (key >> 32))
+    bits = _mix_32(bits.bitwise_xor_(key >> 32))
     # Doubles: the largest of 2^32 steps below 1 is lost in float32, and its logarithm would be 0.
-    uniform = (bits.double() + 0.5) / (1 << 32)
-    return -torch.log(-torch.log(uniform)).float()
+    uniform = bits.double().add_(0.5).div_(1 << 32)
+    return uniform.log_().neg_().log_().neg_().float()
 
 
 def _mix_64(value: int) -> int:
@@ -80,9 +84,13 @@ def _mix_64(value: int) -> int:
 
 
 def _mix_32(x: Tensor) -> Tensor:
-    """lowbias32 (Wellons 2018) on int64 tensors that hold 32 bits: products wrap, the low bits are right."""
-    x = x ^ (x >> 16)
-    x = (x * 0x7FEB352D) & _MASK_32
-    x = x ^ (x >> 15)
-    x = (x * 0x846CA68B) & _MASK_32
-    return x ^ (x >> 16)
+    """lowbias32 (Wellons 2018) on int64 tensors that hold 32 bits: products wrap, the low bits are right.
+
+    Changes ``x``, which its caller has just made.
+    """
+    x ^= x >> 16
+    x = x.mul_(0x7FEB352D).bitwise_and_(_MASK_32)
+    x ^= x >> 15
+    x = x.mul_(0x846CA68B).bitwise_and_(_MASK_32)
+    x ^= x >> 16
+    return x

@@ -122,3 +122,35 @@ def noise_by_integers(seed: int, position: int, token: int) -> float:
 def test_noise_equals_the_specification_in_integers(seed: int, position: int, token: int) -> None:
     found = float(gumbel_noise(seed, position, torch.tensor([token])))
     assert found == pytest.approx(noise_by_integers(seed, position, token), rel=1e-6, abs=1e-6)
+
+
+def one_by_one(logits: torch.Tensor, sampling: Sampling, position: int) -> int:
+    """The specification for one row, over the whole vocabulary."""
+    if sampling.temperature_milli == 0:
+        return int(logits.argmax())
+    scaled = logits * (1000 / sampling.temperature_milli)
+    candidates = torch.arange(len(scaled))
+    if sampling.top_p_milli < 1000:
+        probabilities = scaled.softmax(-1)
+        ordered = probabilities.sort(descending=True).values
+        before = ordered.double().cumsum(-1) - ordered
+        border = ordered[before < sampling.top_p_milli / 1000][-1]
+        candidates = (probabilities >= border).nonzero().squeeze(-1)
+    noise = gumbel_noise(sampling.seed, position, candidates)
+    return int(candidates[(scaled[candidates] + noise).argmax()])
+
+
+@pytest.mark.parametrize("width", [40, 256, 3000])
+@pytest.mark.parametrize("spread", [0.0, 0.1, 3.0])
+def test_rows_chosen_together_are_those_chosen_one_by_one(width: int, spread: float) -> None:
+    # Flat ones, whose nucleus is not among the likeliest few; and bfloat16's many equals.
+    noise = torch.Generator().manual_seed(width)
+    logits = (torch.randn(24, width, generator=noise) * spread).bfloat16().float()
+    samplings = [
+        Sampling(
+            temperature_milli=(0, 300, 1000, 1700)[i % 4], top_p_milli=(1000, 950, 500, 1, 999)[i % 5], seed=i
+        )
+        for i in range(24)
+    ]
+    expected = [one_by_one(row, it, i) for i, (row, it) in enumerate(zip(logits, samplings, strict=True))]
+    assert choose(logits, samplings, list(range(24))) == expected
