@@ -1,0 +1,122 @@
+"""Eight answers run while a prompt of 2,000 tokens arrives: the longest time that one of them waits for a token.
+
+The engine in this process, without worker and network. The promise is ``worker.inter_token_ms``. The same with a
+constant budget of prompt tokens stands beside it: small ones keep the newcomer waiting, large ones everybody else.
+"""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from node.execution.engine.engine import Engine
+from node.execution.engine.llama import Llama, load_llama
+from node.execution.engine.scheduler import Sequence
+from node.execution.engine.served import TORCH_DTYPES
+from node.execution.engine.torch_device import describe_device, open_device
+from node.execution.loading import choose_dtype
+from node.execution.shape import read_shape
+from node.models.store import ModelStore
+from protocol.task import Sampling
+from scripts.bench.measure import Report, parser_of
+
+STREAMS: Final = 8
+PROMPT_TOKENS: Final = 2000
+CONTEXT_TOKENS: Final = 2304
+PREFILL_TOKENS: Final = 512
+"""Of one pass at most, as ``node.execution.loading`` has it for a CPU."""
+WARM_STEPS: Final = 20
+_NEWCOMER: Final = STREAMS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One arrival: milliseconds."""
+
+    gap_before: float
+    """The longest between two tokens of an answer before the prompt came."""
+    gap_longest: float
+    """The longest from its arrival to its first token."""
+    first_token: float
+
+
+def arrive(model: Llama, *, prefill_tokens: int, inter_token_ms: int) -> Run:
+    """Let a long prompt come to running answers, and time every pass until its first token."""
+    engine = Engine(
+        model,
+        slots=STREAMS + 1,
+        context_tokens=CONTEXT_TOKENS,
+        prefill_tokens=prefill_tokens,
+        inter_token_s=inter_token_ms / 1000,
+    )
+    for request in range(STREAMS):
+        engine.add(_sequence(model, request, tokens=40 + request, out=1000))
+    while engine.running < STREAMS or len(engine.step()) < STREAMS:
+        pass
+    before = [_timed_step(engine)[0] for _ in range(WARM_STEPS)]
+    engine.add(_sequence(model, _NEWCOMER, tokens=PROMPT_TOKENS, out=2))
+    gaps, has_answered = [], False
+    while not has_answered:
+        seconds, requests = _timed_step(engine)
+        gaps.append(seconds)
+        has_answered = _NEWCOMER in requests
+    return Run(gap_before=max(before) * 1000, gap_longest=max(gaps) * 1000, first_token=sum(gaps) * 1000)
+
+
+def _timed_step(engine: Engine) -> tuple[float, set[int]]:
+    began = time.perf_counter()
+    chosen = engine.step()
+    return time.perf_counter() - began, {item.request for item in chosen}
+
+
+def _sequence(model: Llama, request: int, *, tokens: int, out: int) -> Sequence:
+    first = 97 * request + 11
+    return Sequence(
+        request=request,
+        tokens=[(first + 13 * i) % model.shape.vocabulary for i in range(tokens)],
+        prompt_tokens=tokens,
+        tokens_out_max=out,
+        sampling=Sampling(),
+        stop_tokens=frozenset(),
+    )
+
+
+def main() -> None:
+    """Run the arms in turns and print one row for each figure."""
+    parser = parser_of(__doc__, rounds=5)
+    parser.add_argument("--model", default="smollm2-135m-instruct", help="name in the store (default %(default)s)")
+    parser.add_argument("--models", type=Path, default=Path(sys.prefix) / "share" / "models", help="the store")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--inter-token-ms", type=int, default=200, help="the promise (default %(default)s)")
+    options = parser.parse_args()
+    report = Report("mixed_load")
+    device = open_device("cpu", options.threads)
+    dtype = choose_dtype("auto", describe_device(device).dtypes)
+    folder = ModelStore(options.models).find(options.model).folder
+    with torch.inference_mode():
+        model = load_llama(folder, read_shape(folder), device=device, dtype=TORCH_DTYPES[dtype])
+    report.settings = {
+        "dtype": dtype,
+        "threads": options.threads,
+        "streams": STREAMS,
+        "prompt_tokens": PROMPT_TOKENS,
+    }
+    # A promise of an hour leaves only the constant bound on a pass.
+    arms = {f"promise {options.inter_token_ms} ms": (PREFILL_TOKENS, options.inter_token_ms)}
+    arms |= {f"constant {tokens} tokens": (tokens, 3_600_000) for tokens in (64, 512)}
+    runs: dict[str, list[Run]] = {name: [] for name in arms}
+    for _ in range(options.rounds):
+        for name, (tokens, promise_ms) in arms.items():
+            runs[name].append(arrive(model, prefill_tokens=tokens, inter_token_ms=promise_ms))
+    for name, found in runs.items():
+        report.add(f"{name}: longest gap before", "ms", [run.gap_before for run in found])
+        report.add(f"{name}: longest gap", "ms", [run.gap_longest for run in found])
+        report.add(f"{name}: first token of the prompt", "ms", [run.first_token for run in found])
+    report.print(as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
