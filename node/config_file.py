@@ -24,6 +24,9 @@ PREFIX: Final = "SOUK_"
 # Read by the commands and the scripts; no settings of the daemon.
 NOT_SETTINGS: Final = frozenset({"SOUK_HOME", "SOUK_API", "SOUK_VENV", "SOUK_EXTRAS"})
 
+# What the rooms follow at once. The rest is given to something that is built once: sockets, workers, timers.
+_LIVE_SECTIONS: Final = ("owner", "log")
+_FIXED_OF_MARKET: Final = ("market.settlement", "market.settle_every_s", "market.forgive_after_days")
 # What a pattern of the schema means, in words: nobody should have to read a regular expression.
 _PATTERNS: Final = {
     "node.name": "a name of letters, digits, dots, dashes and underscores",
@@ -95,6 +98,19 @@ def setting_types() -> dict[str, Any]:  # the type of a setting is a typing form
         if _is_section(section.type)
         for item in msgspec.structs.fields(section.type)
     }
+
+
+def is_live(name: str) -> bool:
+    """Return whether a setting can be changed without a restart."""
+    section = name.partition(".")[0]
+    return section in _LIVE_SECTIONS or (section == "market" and name not in _FIXED_OF_MARKET)
+
+
+def setting(config: Config, name: str) -> object:
+    """Return the value of ``section.key``."""
+    section, _, key = name.partition(".")
+    value: object = getattr(getattr(config, section), key)
+    return value
 
 
 def _read_text(path: Path, *, required: bool) -> str:

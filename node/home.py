@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -152,6 +151,8 @@ class Home:
         self.create()
         with contextlib.suppress(FileNotFoundError):
             return self.read_token()
+        import secrets  # a tenth of the start of a command, and few make a token
+
         token = secrets.token_urlsafe(32)
         _write_private(self.token_path, token + "\n")
         return token

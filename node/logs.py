@@ -37,7 +37,8 @@ def set_up_logging(level: Level, *, form: Format = "auto", stream: TextIO | None
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
-        root.removeHandler(old)
+        if not isinstance(old, LogRing):  # who watches goes on watching when the level changes
+            root.removeHandler(old)
     root.addHandler(handler)
     number = getattr(logging, level.upper())
     root.setLevel(max(number, logging.WARNING))

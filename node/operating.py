@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 from node.api.operator_routes import ChangeView, ConfigAnswer, ReloadAnswer, SettingView, Value
 from node.api.views import GateView
-from node.config_file import setting_types
+from node.config_file import is_live, setting, setting_types
 from node.market.admission import Admission
 from node.owner.gate import Gate
-from node.reload import Change, LiveConfig, is_live, setting
+from node.reload import Change, LiveConfig
 from protocol.units import MS_PER_S
 
 

@@ -6,26 +6,16 @@ The comparison is pure; ``LiveConfig`` holds what is followed now. Reading is ``
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import trio
 
 from node.config import Config
-from node.config_file import ConfigSource, Loaded, setting_types
+from node.config_file import ConfigSource, Loaded, is_live, setting, setting_types
 from node.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-# What the rooms follow at once. The rest is given to something that is built once: sockets, workers, timers.
-_LIVE_SECTIONS: Final = ("owner", "log")
-_FIXED_OF_MARKET: Final = ("market.settlement", "market.settle_every_s", "market.forgive_after_days")
-
-
-def is_live(name: str) -> bool:
-    """Return whether a setting can be changed without a restart."""
-    section = name.partition(".")[0]
-    return section in _LIVE_SECTIONS or (section == "market" and name not in _FIXED_OF_MARKET)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,13 +58,6 @@ def compare(running: Config, loaded: Loaded) -> tuple[Config, Reload]:
     }
     following = msgspec.structs.replace(running, **sections)
     return following, Reload(changed=tuple(changed), needs_restart=tuple(needs_restart))
-
-
-def setting(config: Config, name: str) -> object:
-    """Return the value of ``section.key``."""
-    section, _, key = name.partition(".")
-    value: object = getattr(getattr(config, section), key)
-    return value
 
 
 class LiveConfig:

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from node.config import Config
-from node.config_file import ConfigSource, setting_types
+from node.config_file import ConfigSource, is_live, setting, setting_types
 from node.errors import ConfigError
-from node.reload import LiveConfig, compare, is_live, setting
+from node.reload import LiveConfig, compare
 
 BEFORE = '[node]\nname = "a"\n[market]\nprice_in = 1\nprice_out = 2\n[log]\nlevel = "info"\n'
 

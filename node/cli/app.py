@@ -17,11 +17,14 @@ VERBS: Final = {
     "serve": ("node.cli.serve:serve", "Run the daemon in the foreground."),
     "status": ("node.cli.control:status", "Show what the node is doing."),
     "stop": ("node.cli.control:stop", "Stop the daemon."),
+    "drain": ("node.cli.gate:drain", "Take no more jobs of peers; wait until none is left."),
+    "resume": ("node.cli.gate:resume", "Take jobs of peers again."),
+    "config": ("node.cli.config:config", "Show, check, change and reload the settings."),
     "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
     "batch": ("node.cli.batch:batch", "Ask a file of requests and keep the answers."),
     "quote": ("node.cli.quote:quote", "Ask peers for their price without buying."),
-    "job": ("node.cli.jobs:job", "List, show and cancel jobs."),
+    "job": ("node.cli.jobs:job", "List, show, follow and cancel jobs."),
     "top": ("node.cli.top:top", "Watch devices, jobs, peers and earnings."),
     "why": ("node.cli.why:why", "Say why this node cannot serve or buy, or what happened to a job."),
     "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
@@ -35,6 +38,7 @@ VERBS: Final = {
     "demo": ("node.cli.demo:demo", "Start a local network, buy one answer on it, stop it."),
     "testnet": ("node.cli.testnet:testnet", "Run a network of real nodes on this machine."),
     "systemd": ("node.cli.systemd:systemd", "Print a unit file for this installation."),
+    "completion": ("node.cli.completion:completion", "Print a shell's completion script."),
     "wire": ("node.cli.wire:wire", "Read messages of the protocol."),
 }
 

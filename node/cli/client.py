@@ -31,6 +31,7 @@ EXIT_OF_CODE: Final = {
     "queue_full": Exit.NOBODY_WILLING,
     "deadline": Exit.DEADLINE,
     "context_length_exceeded": Exit.USAGE,
+    "config_invalid": Exit.CONFIG,
 }
 EXIT_OF_STATUS: Final = {
     400: Exit.USAGE,

@@ -1,5 +1,6 @@
 """``status``, ``stop`` and ``env``: the daemon as a whole."""
 
+import os
 import shlex
 from typing import TYPE_CHECKING, Final
 
@@ -7,6 +8,7 @@ import click
 
 from node.cli.client import Daemon, find_daemon
 from node.cli.exits import CliError, Exit
+from node.cli.gate import gate_text
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import Payload, duration, emit, facts, money, note
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import psutil
 
 STOP_S: Final = 30.0
+SHELLS: Final = ("sh", "bash", "zsh", "fish", "dotenv")
 
 
 @click.command(cls=SoukCommand)
@@ -41,6 +44,7 @@ def _status_table(payload: Payload) -> str:
             ("workers", ", ".join(_worker_text(worker) for worker in payload.get("workers") or ()) or "none"),
             ("models", ", ".join(payload.get("models") or ()) or "none here"),
             ("jobs", f"{jobs.get('running', 0)} running, {jobs.get('waiting', 0)} waiting"),
+            ("gate", gate_text(payload["gate"]) if payload.get("gate") else None),
             ("earned", money(payload.get("earned_microcredits"))),
             ("spent", money(payload.get("spent_microcredits"))),
         ]
@@ -93,9 +97,10 @@ def _process_of(daemon: Daemon) -> "psutil.Process | None":
 
 
 @click.command(cls=SoukCommand)
+@click.option("--shell", type=click.Choice(SHELLS), help="How to write them; $SHELL says unless you do.")
 @pass_globals
-def env(options: Globals) -> int:
-    """Print the variables that point OpenAI clients here: eval "$(souk env)"."""
+def env(options: Globals, shell: str | None) -> int:
+    """Print the variables that point OpenAI clients here: eval "$(souk env)"; in fish, souk env | source."""
     daemon = find_daemon(options)
     try:
         token = daemon.home.read_token()
@@ -104,9 +109,15 @@ def env(options: Globals) -> int:
             f"no token at {daemon.home.token_path}: start the daemon once with souk serve", Exit.UNREACHABLE
         ) from exc
     payload = {"schema": 1, "OPENAI_BASE_URL": f"{daemon.url}/v1", "OPENAI_API_KEY": token}
-    emit(options, payload, table=_exports)
+    chosen = shell or os.path.basename(os.environ.get("SHELL", ""))
+    emit(options, payload, table=lambda found: _exports(found, chosen))
     return Exit.DONE
 
 
-def _exports(payload: Payload) -> str:
-    return "\n".join(f"export {name}={shlex.quote(str(payload[name]))}" for name in payload if name != "schema")
+def _exports(payload: Payload, shell: str) -> str:
+    names = [name for name in payload if name != "schema"]
+    if shell == "fish":
+        return "\n".join(f"set -gx {name} {shlex.quote(str(payload[name]))};" for name in names)
+    if shell == "dotenv":
+        return "\n".join(f"{name}={payload[name]}" for name in names)
+    return "\n".join(f"export {name}={shlex.quote(str(payload[name]))}" for name in names)

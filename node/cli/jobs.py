@@ -6,15 +6,17 @@ from urllib.parse import quote
 import click
 
 from node.cli.client import find_daemon
+from node.cli.completion import complete_job
 from node.cli.exits import Exit
+from node.cli.job_log import ms, print_log, said
 from node.cli.options import Globals, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, duration, emit, facts, moment, money, note, short
+from node.cli.output import Payload, columns, emit, facts, moment, money, note, short
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
 @click.pass_context
 def job(ctx: click.Context) -> int:
-    """List, show and cancel jobs."""
+    """List, show, follow and cancel jobs."""
     return ctx.invoke(list_jobs) if ctx.invoked_subcommand is None else Exit.DONE
 
 
@@ -44,7 +46,7 @@ def _jobs_table(payload: Payload) -> str:
             _state(it),
             it.get("tokens_in"),
             it.get("tokens_out"),
-            _ms(it.get("first_token_ms")),
+            ms(it.get("first_token_ms")),
             _took(it),
             it.get("cost_microcredits"),
             moment(it.get("started_ms")),
@@ -56,7 +58,7 @@ def _jobs_table(payload: Payload) -> str:
 
 
 @job.command("show")
-@click.argument("job_id", metavar="JOB")
+@click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 @pass_globals
 def show(options: Globals, job_id: str) -> int:
     """Show what happened to JOB, given by the first digits of its id or its contract's; 5 when there is none."""
@@ -84,10 +86,10 @@ def _timeline(payload: Payload) -> str:
     )
     rows = [
         [
-            _ms(step["at_ms"] - it["started_ms"]),
+            ms(step["at_ms"] - it["started_ms"]),
             step["step"].replace("_", " "),
             short(step.get("peer_id")),
-            _said(step),
+            said(step),
         ]
         for step in payload["timeline"]
     ]
@@ -96,25 +98,18 @@ def _timeline(payload: Payload) -> str:
     return f"{head}\n\n{columns(('AFTER', 'STEP', 'PEER', ''), rows)}{tail}"
 
 
-def _said(step: dict[str, Any]) -> str:  # JSON of the daemon
-    """Return what a step tells beyond its name."""
-    queue_ms, retry_ms, tokens = step.get("queue_ms"), step.get("retry_after_ms"), step.get("tokens_out")
-    parts = [
-        f"{step['peers']} {'peer' if step['peers'] == 1 else 'peers'}" if "peers" in step else None,
-        ": ".join(text for text in (step.get("code"), step.get("message")) if text not in (None, step["step"]))
-        or None,
-        f"at most {money(step['price_max_microcredits'])}" if "price_max_microcredits" in step else None,
-        money(step["cost_microcredits"]) if "cost_microcredits" in step else None,
-        f"queue {_ms(queue_ms)}" if queue_ms else None,
-        f"try again in {_ms(retry_ms)}" if retry_ms else None,
-        f"{tokens} tokens" if tokens else None,
-        f"contract {short(step['contract_id'])}" if "contract_id" in step else None,
-    ]
-    return " · ".join(part for part in parts if part)
+@job.command("logs")
+@click.argument("job_id", metavar="JOB", shell_complete=complete_job)
+@click.option("-f", "--follow", is_flag=True, help="Go on until the job is over.")
+@pass_globals
+def logs(options: Globals, job_id: str, follow: bool) -> int:
+    """Print what happened to JOB line by line, and what stood in its way; 5 when there is no such job."""
+    print_log(options, find_daemon(options), job_id, follow=follow)
+    return Exit.DONE
 
 
 @job.command("cancel")
-@click.argument("job_id", metavar="JOB")
+@click.argument("job_id", metavar="JOB", shell_complete=complete_job)
 @pass_globals
 def cancel(options: Globals, job_id: str) -> int:
     """End JOB, which this node bought or runs for itself; what was generated until then is paid.
@@ -138,8 +133,4 @@ def _state(it: dict[str, Any]) -> str:  # JSON of the daemon
 
 
 def _took(it: dict[str, Any]) -> str:  # JSON of the daemon
-    return "running" if it.get("ended_ms") is None else _ms(it["ended_ms"] - it["started_ms"])
-
-
-def _ms(value: int | None) -> str:
-    return duration(None if value is None else value / 1000)
+    return "running" if it.get("ended_ms") is None else ms(it["ended_ms"] - it["started_ms"])

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Final
 
 import click
@@ -60,6 +59,9 @@ def _global_options() -> list[click.Parameter]:
 
     def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not ctx.resilient_parsing:
+            # A fifth of the start of every other command.
+            from importlib.metadata import version
+
             click.echo(f"souk {version('souk')}")
             ctx.exit()
 

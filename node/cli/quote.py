@@ -5,13 +5,14 @@ from typing import Any
 import click
 
 from node.cli.client import find_daemon
+from node.cli.completion import complete_model
 from node.cli.exits import Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import Payload, columns, duration, emit, short
 
 
 @click.command(cls=SoukCommand)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.option("--prompt-tokens", "--in", "tokens_in", type=click.IntRange(min=1), default=1000, show_default=True)
 @click.option("--max-tokens", "--out", "tokens_out", type=click.IntRange(min=1), default=512, show_default=True)
 @pass_globals

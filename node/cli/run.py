@@ -2,20 +2,20 @@
 
 import json
 import math
-import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
 
-from node.cli.answer import phase_text, refusal_text, stream_answer
+from node.cli.answer import Answer, phase_text, refusal_text, stream_answer
 from node.cli.client import ApiError, find_daemon
+from node.cli.completion import complete_model
+from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import harmless, note
 
-_UNIT_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
@@ -29,18 +29,8 @@ class Number(click.FloatRange):
         return number
 
 
-def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Return the seconds of 90, 90s, 1.5m or 2h, for an option's ``callback``."""
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", value)
-    if not found or not float(found[1]):
-        raise click.BadParameter(f"expected a duration such as 90s or 5m, got {value!r}", ctx=ctx, param=param)
-    return float(found[1]) * _UNIT_S[found[2] or ""]
-
-
 @click.command(cls=SoukCommand)
-@click.argument("model")
+@click.argument("model", shell_complete=complete_model)
 @click.argument("prompt", required=False)
 @click.option("--system", metavar="TEXT", help="What the model is told about its task.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer, at most.")
@@ -59,36 +49,56 @@ def duration_s(ctx: click.Context, param: click.Parameter, value: str | None) ->
 def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **asked: Any) -> int:  # click's values
     """Ask MODEL and print its answer as it comes; the PROMPT may come from a pipe.
 
-    Ctrl-C ends the job at the peer; what was generated until then is paid.
+    Without a PROMPT on a terminal it is a conversation. Ctrl-C ends the job at the peer; what was generated until
+    then is paid.
     """
-    body = _body(model, _prompt(prompt), asked)
-    show = _Display(options)
+    daemon, system = find_daemon(options), asked["system"]
+    first = [{"role": "system", "content": system}] if system else []
+
+    def ask(messages: list[dict[str, str]], on_text: Callable[[str], None]) -> Answer:
+        show = _Display(options, on_text)
+        try:
+            answer = stream_answer(daemon, _body(model, messages, asked), on_text=show.text, on_phase=show.phase)
+        finally:
+            show.end()
+        if timings:
+            print(answer.timings(), file=sys.stderr)
+        return answer
+
+    if prompt is None and sys.stdin.isatty():
+        return _converse(options, ask, first)
     try:
-        answer = stream_answer(find_daemon(options), body, on_text=show.text, on_phase=show.phase)
+        answer = ask([*first, {"role": "user", "content": _prompt(prompt)}], _ignore)
     except KeyboardInterrupt:
-        show.end()
         raise CliError("cancelled: the connection is closed, and with it the job ends", Exit.INTERRUPTED) from None
     except ApiError as exc:
-        show.end()
         raise CliError(refusal_text(exc), exc.code) from exc
-    except CliError:
-        show.end()
-        raise
-    show.end()
     if options.output == "json":
         print(json.dumps(answer.as_json(), indent=2, ensure_ascii=False))
     elif options.output == "jsonl":
         print(json.dumps({"event": "finished"} | answer.as_json(), ensure_ascii=False))
-    if timings:
-        print(answer.timings(), file=sys.stderr)
     return Exit.DONE
+
+
+def _converse(
+    options: Globals,
+    ask: Callable[[list[dict[str, str]], Callable[[str], None]], object],
+    first: list[dict[str, str]],
+) -> int:
+    if options.output != "table" or not sys.stdout.isatty():
+        raise CliError('no prompt: souk run MODEL "…", or pipe it in', Exit.USAGE)
+    from node.cli.chat import chat
+
+    return chat(ask, first)
+
+
+def _ignore(_text: str) -> None:
+    pass
 
 
 def _prompt(argument: str | None) -> str:
     if argument is not None:
         return argument
-    if sys.stdin.isatty():
-        raise CliError('no prompt: souk run MODEL "…", or pipe it in', Exit.USAGE)
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as exc:
@@ -98,9 +108,7 @@ def _prompt(argument: str | None) -> str:
     return text
 
 
-def _body(model: str, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]:  # a JSON body
-    system = asked["system"]
-    messages = [{"role": "system", "content": system}] if system else []
+def _body(model: str, messages: list[dict[str, str]], asked: Mapping[str, Any]) -> dict[str, Any]:  # a JSON body
     souk = {
         "on": asked["where"],
         "max_price": asked["max_price"],
@@ -109,7 +117,7 @@ def _body(model: str, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]: 
     }
     body = {
         "model": model,
-        "messages": [*messages, {"role": "user", "content": prompt}],
+        "messages": messages,
         "max_tokens": asked["max_tokens"],
         "temperature": asked["temperature"],
         "top_p": asked["top_p"],
@@ -123,8 +131,9 @@ def _body(model: str, prompt: str, asked: Mapping[str, Any]) -> dict[str, Any]: 
 class _Display:
     """Phases on standard error, rewritten in place where a person looks; the answer on standard output."""
 
-    def __init__(self, options: Globals) -> None:
+    def __init__(self, options: Globals, on_text: Callable[[str], None]) -> None:
         self._options = options
+        self._on_text = on_text
         self._rewrites = sys.stderr.isatty() and not options.quiet
         self._phase_open = False
         self._text_open = False
@@ -139,6 +148,7 @@ class _Display:
             note(self._options, phase_text(phase))
 
     def text(self, piece: str) -> None:
+        self._on_text(piece)
         self._clear()
         if self._options.output == "jsonl":
             print(json.dumps({"event": "text", "text": piece}, ensure_ascii=False), flush=True)

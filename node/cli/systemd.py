@@ -157,6 +157,7 @@ StartLimitBurst=5
 Type=exec
 Environment={_quoted(f"SOUK_HOME={place.home}")}
 ExecStart={command} serve
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=5
 # Wrong use, wrong configuration, already running: these stay until somebody changes something.

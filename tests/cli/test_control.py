@@ -40,7 +40,25 @@ def test_stop_asks_the_daemon_to_end(daemon: FakeDaemon, home: Home) -> None:
     assert daemon.asked[0][0] == "POST /api/v1/shutdown"
 
 
-def test_env_points_openai_clients_at_the_daemon(daemon: FakeDaemon, home: Home) -> None:
+def test_status_says_why_peers_are_kept_out_and_until_when(daemon: FakeDaemon) -> None:
+    gate = {"open": False, "drained": False, "reasons": ["outside of its hours"], "opens_at_ms": 0, "jobs": 2}
+    daemon.answer("GET /api/v1/status", STATUS | {"gate": gate | {"hands_back_in_s": 30}})
+    ran = souk("status")
+    assert "closed to peers: outside of its hours · opens Thu " in ran.out
+    assert "2 jobs of peers still run, handed back in 30.0 s" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("shell", "line"), [("fish", "set -gx OPENAI_BASE_URL {};"), ("dotenv", "OPENAI_BASE_URL={}")]
+)
+def test_env_writes_for_the_shell_that_is_named(daemon: FakeDaemon, shell: str, line: str) -> None:
+    assert souk("env", "--shell", shell).out.splitlines()[0] == line.format(f"{daemon.url}/v1")
+
+
+def test_env_points_openai_clients_at_the_daemon(
+    daemon: FakeDaemon, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHELL", "/bin/bash")
     ran = souk("env")
     assert ran.out.splitlines() == [
         f"export OPENAI_BASE_URL={daemon.url}/v1",
