@@ -47,9 +47,10 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     slots: Annotated[int, Meta(ge=1, le=256)] = 8
     """Sequences that decode at once on one device."""
     memory_percent: Annotated[int, Meta(ge=1, le=100)] = 90
-    """Of a device's memory, what workers may fill."""
+    """Of a device's memory, or of memory_bytes_max, what workers may fill."""
     memory_bytes_max: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
-    """Of each device, what its worker may take in all, however much there is; 0: no such bound."""
+    """Of each device, what its worker may take in all, however much there is; 0: no such bound. On a CPU the
+    kernel holds it."""
     pinned: Annotated[tuple[str, ...], Meta(max_length=16)] = ()
     """Names of models that are never unloaded to make room for others."""
     context_tokens_max: Annotated[int, Meta(ge=64, le=1 << 20)] = 2048

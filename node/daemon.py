@@ -24,6 +24,7 @@ from node.config import Config
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife, Discovery
 from node.execution.gpu_readings import GpuReader
+from node.execution.measurements import Measurements
 from node.execution.pool import WorkerPool
 from node.home import ApiInfo, Home
 from node.keystore import Ed25519Signer, KeyFile
@@ -129,7 +130,13 @@ class _Daemon:
         self._home, self._config, self._party, self._net = home, config, party, net
         store = ModelStore(Path(config.models.dir).expanduser() if config.models.dir else home.models_path)
         serve_models = config.models.serve if config.node.role == "worker" else ()
-        self._pool = WorkerPool(config.worker, store, serve_models, metrics=party.metrics)
+        self._pool = WorkerPool(
+            config.worker,
+            store,
+            serve_models,
+            metrics=party.metrics,
+            measurements=Measurements(home.measurements_path),
+        )
         self._shelf = Shelf(self._pool, store, Holds(store.root))
         self._served = False
         self._admission = Admission(config.market)

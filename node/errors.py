@@ -62,7 +62,18 @@ class ExecutionError(NodeError):
 
 
 class JobRefusedError(ExecutionError):
-    """The job can never run here as asked (``model_unknown``, ``context_exceeded``, ``input``)."""
+    """The job can never run here as asked (``model_unknown``, ``context_exceeded``, ``input``).
+
+    Where it does not fit: ``tokens_out_max`` is the longest answer that fits beside this prompt, ``tokens_in_max``
+    the longest prompt that fits beside this answer; either would be taken.
+    """
+
+    def __init__(
+        self, message: str, *, code: str, tokens_out_max: int | None = None, tokens_in_max: int | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.tokens_out_max = tokens_out_max
+        self.tokens_in_max = tokens_in_max
 
 
 class WorkerDiedError(ExecutionError):

@@ -73,6 +73,10 @@ class Home:
         return self.path / "models"
 
     @property
+    def measurements_path(self) -> Path:
+        return self.path / "measurements.json"
+
+    @property
     def lock_path(self) -> Path:
         return self.path / "lock"
 

@@ -46,6 +46,8 @@ class Load(Frame, frozen=True, kw_only=True):
     inter_token_ms: int = 200
     """Beside running answers a pass reads no more than leaves them this long between two tokens."""
     task: Task = "generate"
+    memory_bytes_max: int = 0
+    """What the worker may take in all once this is loaded; 0: no bound."""
 
 
 class Unload(Frame, frozen=True, kw_only=True):
@@ -96,8 +98,17 @@ class Cancel(Frame, frozen=True, kw_only=True):
     request: int
 
 
+class MeasureDevice(Frame, frozen=True, kw_only=True):
+    """Measure the device before anything is loaded; answered by ``DeviceMeasured``."""
+
+    request: int
+    dtype: Dtype
+    memory_bytes: int
+    """At most so much may be taken for it."""
+
+
 class Measure(Frame, frozen=True, kw_only=True):
-    """Measure the device and this model's decode speed; answered by ``Measured``."""
+    """Measure this model's decode speed; answered by ``Measured``."""
 
     request: int
     model: bytes
@@ -149,10 +160,14 @@ class Prepared(Frame, frozen=True, kw_only=True):
     tokens: int
 
 
-class Measured(Frame, frozen=True, kw_only=True):
+class DeviceMeasured(Frame, frozen=True, kw_only=True):
     request: int
     matmul_gflops: int
     read_mb_per_s: int
+
+
+class Measured(Frame, frozen=True, kw_only=True):
+    request: int
     tokens_per_s_milli: int
 
 
@@ -172,6 +187,10 @@ class Failed(Frame, frozen=True, kw_only=True):
     request: int
     code: str
     message: str
+    tokens_out_max: int | None = None
+    """Of an answer that would fit beside this prompt."""
+    tokens_in_max: int | None = None
+    """Of a prompt that would fit beside this answer."""
 
 
 class Fault(Frame, frozen=True, kw_only=True):
@@ -197,8 +216,12 @@ class Step(Frame, frozen=True, kw_only=True):
     pieces: tuple[StepPiece, ...]
 
 
-ToWorker: TypeAlias = Setup | Load | Unload | Prepare | PrepareItems | Start | Cancel | Measure | Score
-FromWorker: TypeAlias = Ready | Loaded | Unloaded | Prepared | Measured | Scored | Failed | Fault | Step
+ToWorker: TypeAlias = (
+    Setup | Load | Unload | Prepare | PrepareItems | Start | Cancel | MeasureDevice | Measure | Score
+)
+FromWorker: TypeAlias = (
+    Ready | Loaded | Unloaded | Prepared | DeviceMeasured | Measured | Scored | Failed | Fault | Step
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

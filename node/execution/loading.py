@@ -6,7 +6,7 @@ When a worker is started and what follows its death is ``device_worker.py``'s bu
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,8 +15,9 @@ import trio
 from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
-from node.execution.frames import Load, Measure, Measured, Ready, Unload
+from node.execution.frames import DeviceMeasured, Load, Measure, Measured, MeasureDevice, Ready, Unload
 from node.execution.interface import DeviceReport, Dtype, ServedModel
+from node.execution.measurements import DeviceRates, Measurements
 from node.execution.memory_plan import (
     MemoryPlan,
     device_budget,
@@ -44,7 +45,7 @@ LOAD_S_MAX: Final = 600.0
 # Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
 # core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
 # from the literature: not run on a GPU yet.
-_PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 2048}
+PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 2048}
 
 
 class LocalModel(Protocol):
@@ -80,6 +81,7 @@ class DeviceSetup:
     environment: dict[str, str]
     metrics: Metrics
     rules: WorkerRules
+    measurements: Measurements = field(default_factory=Measurements)
     readable: tuple[str, ...] = ()
     """Folders that a worker in the jail may read beside its own libraries: where models lie."""
 
@@ -90,7 +92,6 @@ class ModelLoader:
     def __init__(self, setup: DeviceSetup) -> None:
         self.setup = setup
         self.wanted = {model.model_id: model for model in setup.models}
-        self.measured: dict[ModelId, Measured] = {}
 
     async def load_all(self, process: WorkerProcess, ready: Ready) -> "DeviceModels":
         """Load the wanted models, pinned ones first; a model that fails is logged and left out.
@@ -108,6 +109,8 @@ class ModelLoader:
             percent=setup.config.memory_percent,
             bytes_max=setup.config.memory_bytes_max,
         )
+        self._recall(ready, report)
+        rates = await self._measure_device(process, ready, budget) if self.wanted else None
         models = DeviceModels(self, process, ready, Residency(budget))
         pinned = setup.config.pinned
         for model in sorted(self.wanted.values(), key=lambda model: model.name not in pinned):
@@ -117,10 +120,40 @@ class ModelLoader:
                 raise
             except (ModelError, ExecutionError) as exc:
                 log.warning("model left out", extra={"model": model.name, "cause": str(exc)})
-        # The rates in the dtype that is served first; a device that serves nothing is not measured.
-        measured = self.measured[models.served[0].model_id] if models.served else None
-        models.report = report_device(setup.choice, ready, nvml=setup.nvml, cpu=cpu, measured=measured)
+        models.report = report_device(setup.choice, ready, nvml=setup.nvml, cpu=cpu, measured=rates)
+        await trio.to_thread.run_sync(setup.measurements.write)
         return models
+
+    def _recall(self, ready: Ready, report: DeviceReport) -> None:
+        setup = self.setup
+        conditions = (
+            report.name,
+            ready.uuid or "",
+            report.architecture,
+            f"driver {report.driver}",
+            ready.runtime,
+            choose_dtype(setup.config.dtype, ready.dtypes),
+            f"{setup.threads} threads",
+        )
+        setup.measurements.under(setup.choice.name, "; ".join(conditions))
+
+    async def _measure_device(self, process: WorkerProcess, ready: Ready, budget_bytes: int) -> DeviceRates:
+        """Return the device's rates, measured now unless they are known; a full device leaves no room for it."""
+        setup = self.setup
+        if (known := setup.measurements.rates(setup.choice.name)) is not None:
+            return known
+        with process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+            dtype = choose_dtype(setup.config.dtype, ready.dtypes)
+            await request.send(MeasureDevice(request=request.number, dtype=dtype, memory_bytes=budget_bytes))
+            answer = await request.receive()
+        assert isinstance(answer, DeviceMeasured)
+        rates = DeviceRates(matmul_gflops=answer.matmul_gflops, read_mb_per_s=answer.read_mb_per_s)
+        setup.measurements.keep_rates(setup.choice.name, rates)
+        return rates
+
+    def speed(self, model_id: ModelId) -> int | None:
+        """Return a model's measured thousandths of tokens per second."""
+        return self.setup.measurements.tokens_per_s_milli(self.setup.choice.name, model_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +218,7 @@ class DeviceModels:
 
     async def load_at_start(self, model: LocalModel) -> None:
         """As ``load``; but one that was measured before and finds no room waits for its first job."""
-        if model.model_id in self._loader.measured:
+        if self._loader.speed(model.model_id) is not None:
             fit = await self._fit(model)
             if fit_slots(fit.alone, self._residency.free_bytes) is None:
                 self._entries[model.model_id] = self._entry(fit, fit.alone)
@@ -218,7 +251,7 @@ class DeviceModels:
                 dtype=dtype,
                 slots=config.slots,
                 context_tokens=min(config.context_tokens_max, shape.context_tokens),
-                prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
+                prefill_tokens=PREFILL_TOKENS[self._loader.setup.choice.kind],
             )
         else:
             # Small models: what bf16 would save is less than what it costs a verifier in certainty.
@@ -246,16 +279,19 @@ class DeviceModels:
                     dtype=fit.dtype,
                     slots=plan.slots,
                     context_tokens=plan.context_tokens,
-                    prefill_tokens=_PREFILL_TOKENS[self._loader.setup.choice.kind],
+                    prefill_tokens=PREFILL_TOKENS[self._loader.setup.choice.kind],
                     inter_token_ms=self._loader.setup.config.inter_token_ms,
                     task=fit.task,
+                    memory_bytes_max=self._loader.setup.config.memory_bytes_max,
                 )
                 await request.send(load)
                 await request.receive()
             is_pinned = fit.model.name in self._loader.setup.config.pinned
             self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
-            if model_id not in self._loader.measured:
-                self._loader.measured[model_id] = await measure_model(self._process, model_id)
+            if self._loader.speed(model_id) is None:
+                speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
+                setup = self._loader.setup
+                setup.measurements.keep_tokens_per_s_milli(setup.choice.name, model_id, speed)
             self._entries[model_id] = self._entry(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
 
@@ -270,6 +306,8 @@ class DeviceModels:
 
     def _entry(self, fit: _Fit, plan: MemoryPlan) -> ServedModel:
         ready, choice = self._ready, self._loader.setup.choice
+        speed = self._loader.speed(fit.model.model_id)
+        assert speed is not None
         return ServedModel(
             model_id=fit.model.model_id,
             name=fit.model.name,
@@ -277,7 +315,7 @@ class DeviceModels:
             dtype=fit.dtype,
             device=choice.name,
             context_tokens=plan.context_tokens,
-            tokens_per_s_milli=self._loader.measured[fit.model.model_id].tokens_per_s_milli,
+            tokens_per_s_milli=speed,
             memory_bytes=plan.total_bytes,
             slots=plan.slots,
             profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; sdpa",

@@ -21,6 +21,7 @@ from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_
 from node.execution.frames import Prepare, Prepared, PrepareItems, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
 from node.execution.loading import DeviceSetup, LocalModel
+from node.execution.measurements import Measurements
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
@@ -63,8 +64,10 @@ class WorkerPool:
         *,
         rules: WorkerRules = _RULES,
         metrics: Metrics | None = None,
+        measurements: Measurements | None = None,
     ) -> None:
-        """Without ``metrics`` nobody looks at what is counted."""
+        """Without ``metrics`` nobody looks at what is counted; without ``measurements`` each start measures."""
+        self._measurements = Measurements() if measurements is None else measurements
         self.metrics = Metrics() if metrics is None else metrics
         self._config, self._store, self._serve = config, store, serve
         self._rules = rules
@@ -81,6 +84,7 @@ class WorkerPool:
             ConfigError: the configuration names a device in no known form.
         """
         models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
+        await trio.to_thread.run_sync(self._measurements.read)
         self._workers = (
             tuple(DeviceWorker(setup, self._changes) for setup in self._setups(models)) if models else ()
         )
@@ -292,6 +296,7 @@ class WorkerPool:
                 rules=self._rules,
                 # The store itself: what is added to it later lies there too.
                 readable=tuple({str(model.folder.parent) for model in models}),
+                measurements=self._measurements,
             )
             for choice in choose_devices(self._config.devices, nvml, os.environ)
         ]

@@ -20,6 +20,7 @@ from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.frames import (
     LENGTH_BYTES,
     Cancel,
+    DeviceMeasured,
     Failed,
     Fault,
     FromWorker,
@@ -49,7 +50,7 @@ from protocol.tasks.registry import decode_task_output_untrusted
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Loaded | Unloaded | Prepared | Measured | Scored
+Answer: TypeAlias = Loaded | Unloaded | Prepared | DeviceMeasured | Measured | Scored
 Event: TypeAlias = Answer | Piece | ExecutionError
 
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
@@ -327,15 +328,14 @@ class WorkerProcess:
                     self._deliver_event(piece.request, _to_piece(piece))
                     if piece.finish is not None:
                         self._patience.over(piece.request)
-            case Failed(request=request, code=code, message=message):
+            case Failed(request=request):
                 self._patience.failed(request, now)
                 self._patience.over(request)
-                kind = JobRefusedError if code in _REFUSALS else ExecutionError
-                self._deliver_event(request, kind(message, code=code))
+                self._deliver_event(request, _error_of(frame))
             case Prepared(request=request):
                 self._patience.read(request, now)
                 self._deliver_event(request, frame)
-            case Loaded() | Unloaded() | Measured() | Scored():
+            case Loaded() | Unloaded() | DeviceMeasured() | Measured() | Scored():
                 self._patience.worked(now)
                 self._patience.over(frame.request)
                 self._deliver_event(frame.request, frame)
@@ -444,6 +444,17 @@ def _to_piece(piece: StepPiece) -> Piece:
     if isinstance(output, GenerateOutput):
         raise ValueError("text came as a result")
     return Piece(finish=output.finish, result=output)
+
+
+def _error_of(failed: Failed) -> ExecutionError:
+    if failed.code not in _REFUSALS:
+        return ExecutionError(failed.message, code=failed.code)
+    return JobRefusedError(
+        failed.message,
+        code=failed.code,
+        tokens_out_max=failed.tokens_out_max,
+        tokens_in_max=failed.tokens_in_max,
+    )
 
 
 def _take_frames(buffer: bytearray) -> list[FromWorker]:

@@ -397,8 +397,12 @@ class Provider:
         try:
             prompt = await self._executor.prepare(key, model_id, task_input, tokens_out_max, scope=scope)
         except JobRefusedError as exc:
-            raise Refused(DECLINE_CODES.get(exc.code, DeclineCode.FAILED), str(exc)) from exc
+            raise Refused(
+                DECLINE_CODES.get(exc.code, DeclineCode.FAILED), str(exc), tokens_max=exc.tokens_out_max
+            ) from exc
         except ExecutionError as exc:
+            if exc.code == "model_busy":
+                raise Refused(DeclineCode.BUSY, str(exc), retry_after_ms=RETRY_MS) from exc
             raise Refused(DeclineCode.FAILED, f"the worker is not available: {exc}") from exc
         if prompt.tokens_in > terms.tokens_in_max:
             await self._executor.release(prompt)

@@ -14,13 +14,14 @@ from node.execution.devices import (
     report_device,
     worker_environment,
 )
-from node.execution.frames import Measured, Ready
+from node.execution.frames import Ready
+from node.execution.measurements import DeviceRates
 from tests.execution.fakes import FakeNvml
 
 CPU = DeviceChoice(kind="cpu")
 CARDS = (NvmlDevice(uuid="GPU-0", driver="610.20"), NvmlDevice(uuid="GPU-1", driver="610.20"))
 FACTS = CpuFacts(name="a cpu", memory_total_bytes=100, memory_free_bytes=60)
-MEASURED = Measured(request=1, matmul_gflops=5, read_mb_per_s=6, tokens_per_s_milli=7)
+MEASURED = DeviceRates(matmul_gflops=5, read_mb_per_s=6)
 
 
 def cuda_ready(**changes: object) -> Ready:
@@ -90,10 +91,10 @@ def test_configuration_is_refused_when_it_names_no_device(name: str) -> None:
 
 
 def test_cpu_worker_sees_no_card_and_a_card_worker_sees_the_drivers_order() -> None:
-    assert worker_environment(CPU, {"CUDA_VISIBLE_DEVICES": "0"}, 3) == {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "3",
-    }
+    cpu = worker_environment(CPU, {"CUDA_VISIBLE_DEVICES": "0"}, 3)
+    assert (cpu["CUDA_VISIBLE_DEVICES"], cpu["OMP_NUM_THREADS"]) == ("", "3")
+    # Unbounded, compiled kernels take more memory than any plan has.
+    assert cpu["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == cpu["LRU_CACHE_CAPACITY"] == "64"
     cuda = worker_environment(DeviceChoice(kind="cuda"), {"CUDA_VISIBLE_DEVICES": "1", "SECRET": "s"}, 3)
     assert cuda == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": "1", "OMP_NUM_THREADS": "3"}
 

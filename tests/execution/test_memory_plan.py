@@ -64,7 +64,7 @@ def test_budget_is_what_is_free_and_allowed_less_what_torch_takes() -> None:
     assert device_budget("cpu", total_bytes=gib, free_bytes=1, percent=90) == 0
     assert (
         device_budget("cpu", total_bytes=10 * gib, free_bytes=10 * gib, percent=90, bytes_max=gib)
-        == gib - FIXED_BYTES["cpu"]
+        == gib * 90 // 100 - FIXED_BYTES["cpu"]
     )
 
 

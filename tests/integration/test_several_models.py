@@ -7,6 +7,7 @@ import trio
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError
+from node.execution.loading import PREFILL_TOKENS
 from node.execution.memory_plan import FIXED_BYTES, MemoryPlan, plan_model
 from node.execution.pool import WorkerPool
 from node.execution.shape import read_shape
@@ -40,7 +41,7 @@ def plan_of(store: ModelStore, name: str) -> MemoryPlan:
         dtype="fp32",
         slots=1,
         context_tokens=CONTEXT_TOKENS,
-        prefill_tokens=128,
+        prefill_tokens=PREFILL_TOKENS["cpu"],
     )
 
 
@@ -54,6 +55,7 @@ async def start(store: ModelStore, nursery: trio.Nursery) -> AsyncIterator[Start
             threads=1,
             slots=1,
             context_tokens_max=CONTEXT_TOKENS,
+            memory_percent=100,
             memory_bytes_max=memory_bytes_max,
             pinned=pinned,
         )

@@ -17,6 +17,8 @@ from protocol.task import Sampling
 
 WINDOW_S: Final = 0.1
 DECODE_S: Final = 0.3
+_SIDE_MIN: Final = 128
+_READ_BYTES_MIN: Final = 1 << 20
 _RUNS_MIN: Final = 3
 _WARM_UP_TOKENS: Final = 3
 _PROMPT_TOKENS: Final = 16
@@ -24,18 +26,21 @@ _DECODE_TOKENS_MAX: Final = 128
 _REQUEST: Final = -1
 
 
-def matmul_gflops(device: torch.device, dtype: torch.dtype) -> int:
-    """Return 10⁹ floating-point operations per second of a square product."""
+def matmul_gflops(device: torch.device, dtype: torch.dtype, memory_bytes: int) -> int:
+    """Return 10⁹ floating-point operations per second of a square product that ``memory_bytes`` hold."""
     side = 1024 if device.type == "cpu" else 8192
+    # Drawn in float32, and then two operands' worth in the dtype itself.
+    while side > _SIDE_MIN and 3 * 4 * side**2 > memory_bytes:
+        side //= 2
     with torch.inference_mode():
         a = torch.randn(side, side, device=device).to(dtype)
         seconds = _median_s(lambda: a @ a, device)
     return round(2 * side**3 / seconds / 1e9)
 
 
-def read_mb_per_s(device: torch.device) -> int:
-    """Return 10⁶ bytes per second of a streaming read, from more memory than any cache holds."""
-    numbers = (128 << 20 if device.type == "cpu" else 2 << 30) // 4
+def read_mb_per_s(device: torch.device, memory_bytes: int) -> int:
+    """Return 10⁶ bytes per second of a streaming read, from more memory than caches hold if there is so much."""
+    numbers = max(min(128 << 20 if device.type == "cpu" else 2 << 30, memory_bytes), _READ_BYTES_MIN) // 4
     with torch.inference_mode():
         x = torch.ones(numbers, device=device)
         seconds = _median_s(x.sum, device)

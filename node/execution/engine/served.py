@@ -20,7 +20,7 @@ from node.execution.engine.score import LlamaReader, Scores, ScoreTask, Verdict
 from node.execution.engine.text import TextCodec, TextStream, load_codec
 from node.execution.frames import Load, Prepare, Score, Start, StepPiece
 from node.execution.shape import read_shape
-from protocol.task import FinishReason, Sampling, unpack_tokens
+from protocol.task import TOKEN_BYTES, FinishReason, Sampling, unpack_tokens
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of a pass of prompts, for each piece of a check beside jobs: it delays their next token by that much.
@@ -99,6 +99,8 @@ class ServedModel:
                 f"the prompt has {len(tokens)} tokens and the answer may have {frame.tokens_out_max}: together "
                 f"{len(tokens) + frame.tokens_out_max}, this model is served with a context of {limit}",
                 code="context_exceeded",
+                tokens_out_max=limit - len(tokens) if len(tokens) < limit else None,
+                tokens_in_max=limit - frame.tokens_out_max if frame.tokens_out_max < limit else None,
             )
         if max(tokens) >= self.model.shape.vocabulary:
             raise JobRefusedError("the prompt has tokens that the model does not know", code="input")
@@ -154,11 +156,13 @@ class ServedModel:
         # nothing.
         size = len(frame.prompt.encode()) + sum(len(message.content.encode()) for message in frame.messages)
         limit = self._load.context_tokens
+        beside = limit - (frame.tokens_out_max if isinstance(frame, Prepare) else len(frame.answer) // TOKEN_BYTES)
         if size > limit * self._codec.token_bytes_max:
             raise JobRefusedError(
                 f"the prompt has {size} bytes, more than {limit} tokens can hold: this model is served with a "
                 f"context of {limit}",
                 code="context_exceeded",
+                tokens_in_max=beside if beside > 0 else None,
             )
 
     def _stream_after(self, held: list[int], stop: tuple[str, ...]) -> TextStream:

@@ -9,6 +9,7 @@ import os
 import queue
 import threading
 import traceback
+from pathlib import Path
 from typing import Final, TypeAlias, assert_never
 
 import msgspec
@@ -20,16 +21,19 @@ from node.execution.engine.items import HeldItems, ServedItems
 from node.execution.engine.link import Link
 from node.execution.engine.load import Served, load_any
 from node.execution.engine.measure import matmul_gflops, read_mb_per_s
+from node.execution.engine.memory_limit import bounded_memory
 from node.execution.engine.score import Verdict
-from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
+from node.execution.engine.served import TORCH_DTYPES, HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
     Cancel,
+    DeviceMeasured,
     Failed,
     Load,
     Loaded,
     Measure,
     Measured,
+    MeasureDevice,
     Prepare,
     Prepared,
     PrepareItems,
@@ -45,7 +49,7 @@ from node.execution.frames import (
 EXIT_FAULT: Final = 1
 
 Held: TypeAlias = HeldPrompt | HeldItems
-Work: TypeAlias = Load | Unload | Held | Start | Cancel | Measure | HeldScore
+Work: TypeAlias = Load | Unload | Held | Start | Cancel | MeasureDevice | Measure | HeldScore
 
 
 class Worker:
@@ -111,6 +115,8 @@ class Worker:
                 self._held.pop(work.request, None)
                 if served := self._owner.pop(work.request, None):
                     served.cancel(work.request)
+            case MeasureDevice():
+                self._measure_device(work)
             case Measure():
                 self._measure(work)
             case HeldScore():
@@ -123,7 +129,8 @@ class Worker:
 
     def _load(self, load: Load) -> None:
         try:
-            self._models[load.model] = load_any(load, self._device)
+            with bounded_memory(load.memory_bytes_max, Path(load.folder)):
+                self._models[load.model] = load_any(load, self._device)
         except Exception as exc:  # a model that cannot be loaded leaves the others; files are wrong in many ways
             message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
             self.link.send(Failed(request=load.request, code="load", message=message))
@@ -145,10 +152,10 @@ class Worker:
         served = self._models.get(frame.model)
         try:
             if served is None:
-                raise ExecutionError("the model is not loaded in this worker", code="model_unknown")
+                raise JobRefusedError("the model is not loaded in this worker", code="model_unknown")
             held = _prepared(served, frame)
         except ExecutionError as exc:
-            self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
+            self.link.send(_refused(frame.request, exc))
             return
         # Before the answer: a Start that follows it must find the prompt.
         self.inbox.put(held)
@@ -180,16 +187,36 @@ class Worker:
             case _:
                 raise AssertionError("a held input is of its model's kind")
 
+    def _measure_device(self, frame: MeasureDevice) -> None:
+        self.link.send(
+            DeviceMeasured(
+                request=frame.request,
+                matmul_gflops=max(1, matmul_gflops(self._device, TORCH_DTYPES[frame.dtype], frame.memory_bytes)),
+                read_mb_per_s=max(1, read_mb_per_s(self._device, frame.memory_bytes)),
+            )
+        )
+        give_back_memory(self._device)
+
     def _measure(self, frame: Measure) -> None:
         served = self._models[frame.model]
         self.link.send(
             Measured(
                 request=frame.request,
-                matmul_gflops=matmul_gflops(self._device, served.dtype),
-                read_mb_per_s=read_mb_per_s(self._device),
                 tokens_per_s_milli=served.measure(),
             )
         )
+
+
+def _refused(request: int, exc: ExecutionError) -> Failed:
+    if not isinstance(exc, JobRefusedError):
+        return Failed(request=request, code=exc.code, message=str(exc))
+    return Failed(
+        request=request,
+        code=exc.code,
+        message=str(exc),
+        tokens_out_max=exc.tokens_out_max,
+        tokens_in_max=exc.tokens_in_max,
+    )
 
 
 def _scored(verdict: Verdict) -> Scored:
