@@ -143,6 +143,12 @@ class Metrics:
         self._restarts = Counter(
             "souk_worker_restarts", "Worker processes that died.", ("device", "reason"), registry=registry
         )
+        self._energy = Counter(
+            "souk_energy_joules",
+            "Energy of jobs on our devices, shared among those that ran together; unknown ones are left out.",
+            ("device", "model"),
+            registry=registry,
+        )
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
 
@@ -190,6 +196,10 @@ class Metrics:
 
     def worker_died(self, device: str, reason: str) -> None:
         self._restarts.labels(device, self._codes.label(reason)).inc()
+
+    def job_energy(self, device: str, model: str, millijoules: int) -> None:
+        """Count what a job took of its device's energy."""
+        self._energy.labels(device, self.models.label(model)).inc(millijoules / 1000)
 
     def request_served(self, route: str, method: str, status: int | None, duration_s: float) -> None:
         """Count a request; ``status`` is None where the answer never began."""

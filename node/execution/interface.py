@@ -63,6 +63,8 @@ class ServedModel:
     """What one token of one sequence keeps on the device."""
     is_loaded: bool = True
     """Whether it lies on its device now; the next job for it loads it otherwise."""
+    delivered_tokens_per_s_milli: int | None = None
+    """What jobs really got, to be held against ``tokens_per_s_milli``; ``None`` before the first one ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,8 @@ class Piece:
     finish: FinishReason | None
     result: ItemOutput | None = None
     """Of another task than text: one output frame's worth, and nothing beside it."""
+    energy_millijoules: int | None = None
+    """On the last piece: what the job took of its device's energy, ``None`` where that is unknown."""
 
     @property
     def output(self) -> TaskOutput:

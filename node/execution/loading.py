@@ -4,6 +4,7 @@ When a worker is started and what follows its death is ``device_worker.py``'s bu
 """
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,9 +16,11 @@ import trio
 from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
+from node.execution.energy import EnergyBook, device_counter
 from node.execution.frames import DeviceMeasured, Load, Measure, Measured, MeasureDevice, Ready, Unload
 from node.execution.interface import DeviceReport, Dtype, ServedModel
-from node.execution.measurements import DeviceRates, Measurements
+from node.execution.job_meter import JobMeter
+from node.execution.measurements import Delivered, DeviceRates, Measurements
 from node.execution.memory_plan import (
     MemoryPlan,
     device_budget,
@@ -92,6 +95,7 @@ class ModelLoader:
     def __init__(self, setup: DeviceSetup) -> None:
         self.setup = setup
         self.wanted = {model.model_id: model for model in setup.models}
+        self.delivered: defaultdict[ModelId, Delivered] = defaultdict(Delivered)
 
     async def load_all(self, process: WorkerProcess, ready: Ready) -> "DeviceModels":
         """Load the wanted models, pinned ones first; a model that fails is logged and left out.
@@ -174,6 +178,7 @@ class DeviceModels:
         self._loader, self._process, self._ready = loader, process, ready
         self._residency = residency
         self._entries: dict[ModelId, ServedModel] = {}
+        self._energy = EnergyBook(device_counter(loader.setup.choice.kind, ready.uuid, trio.current_time))
         # One at a time: each decision about memory rests on the one before.
         self._loading = trio.Lock()
         self.report: DeviceReport | None = None
@@ -181,7 +186,29 @@ class DeviceModels:
     @property
     def served(self) -> tuple[ServedModel, ...]:
         """What this device answers with."""
-        return tuple(replace(it, is_loaded=it.model_id in self._residency) for it in self._entries.values())
+        return tuple(
+            replace(
+                it,
+                is_loaded=it.model_id in self._residency,
+                delivered_tokens_per_s_milli=self._loader.delivered[it.model_id].tokens_per_s_milli,
+            )
+            for it in self._entries.values()
+        )
+
+    def count_energy(self, model_id: ModelId, millijoules: int | None) -> None:
+        """Show what a job took; one whose energy is unknown counts nowhere."""
+        setup, entry = self._loader.setup, self._entries.get(model_id)
+        if millijoules is not None and entry is not None:
+            setup.metrics.job_energy(setup.choice.name, entry.name, millijoules)
+
+    @contextmanager
+    def meter(self, model_id: ModelId, tokens_in: int) -> Iterator["JobMeter"]:
+        """Meter a job of ``model_id`` from its start to its end, whatever that is."""
+        meter = JobMeter(self._energy, self._loader.delivered[model_id], tokens_in)
+        try:
+            yield meter
+        finally:
+            meter.end()
 
     @contextmanager
     def use(self, model_id: ModelId) -> Iterator[None]:

@@ -102,7 +102,7 @@ def fit_context(largest: MemoryPlan, budget_bytes: int) -> MemoryPlan | None:
         return plan
     per_token = largest.cache_bytes // largest.slots // largest.context_tokens
     spare = budget_bytes - largest.weights_bytes - largest.working_bytes
-    tokens = min(spare // per_token, largest.context_tokens)
+    tokens = min(spare // per_token, largest.context_tokens) if per_token else 0
     if tokens < CONTEXT_TOKENS_MIN:
         return None
     return replace(largest, slots=1, context_tokens=tokens, cache_bytes=tokens * per_token)

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import trio
@@ -20,7 +20,7 @@ from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
 from node.execution.frames import Prepare, Prepared, PrepareItems, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
-from node.execution.loading import DeviceSetup, LocalModel
+from node.execution.loading import DeviceModels, DeviceSetup, LocalModel
 from node.execution.measurements import Measurements
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
@@ -48,6 +48,7 @@ class _Held:
 
     prompt: Prompt
     request: Request
+    models: DeviceModels
     lease: ExitStack
     """Closes the request, and lets the model go."""
     tokens_out_max: int
@@ -159,7 +160,9 @@ class WorkerPool:
             raise
         assert isinstance(answer, Prepared)
         prompt = Prompt(job_key=job_key, model_id=model_id, tokens_in=answer.tokens)
-        self._held[job_key] = _Held(prompt=prompt, request=request, lease=lease, tokens_out_max=tokens_out_max)
+        self._held[job_key] = _Held(
+            prompt=prompt, request=request, models=models, lease=lease, tokens_out_max=tokens_out_max
+        )
         return prompt
 
     async def generate(
@@ -169,7 +172,7 @@ class WorkerPool:
         held = self._held.pop(prompt.job_key, None)
         if held is None:
             raise ExecutionError("the prompt is not held any more: prepare it again", code="not_prepared")
-        with held.lease:
+        with held.lease, held.models.meter(prompt.model_id, prompt.tokens_in) as meter:
             request = held.request
             await request.send(
                 Start(
@@ -183,6 +186,10 @@ class WorkerPool:
             while True:
                 piece = await request.receive()
                 assert isinstance(piece, Piece)
+                meter.note(len(piece.tokens))
+                if piece.finish is not None:
+                    piece = replace(piece, energy_millijoules=meter.end())
+                    held.models.count_energy(prompt.model_id, piece.energy_millijoules)
                 try:
                     await sink.send(piece)
                 except trio.BrokenResourceError as exc:

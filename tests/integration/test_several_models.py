@@ -87,6 +87,8 @@ async def test_model_is_loaded_on_demand_and_the_longest_unused_leaves(
     # Never another model than asked: each said one thing, whatever lay there before, and no two the same.
     assert [len(texts) for texts in said.values()] == [1, 1, 1]
     assert len(set.union(*said.values())) == 3
+    # What was promised stands beside what was got.
+    assert all(model.tokens_per_s_milli and model.delivered_tokens_per_s_milli for model in pool.models())
 
 
 async def test_model_with_a_job_or_a_pin_is_never_unloaded(start: StartPool, store: ModelStore) -> None:
