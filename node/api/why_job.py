@@ -40,6 +40,10 @@ _ENDS: Final = {
     "ledger": "nothing is bought that cannot be written down: souk status says what is wrong with the disk",
     "out_of_memory": "the device was full: shorten the prompt, or lower worker.slots",
     "worker_died": "the worker was started anew: try again; souk doctor checks the device",
+    "worker_fault": "the worker was started anew: its traceback stands in the log of the daemon",
+    "worker_hung": "the worker was started anew: is the machine overloaded? souk doctor checks the device",
+    "worker_memory": "memory did not suffice: lower worker.slots, worker.memory_percent or what else runs there",
+    "device_fault": "the device failed, and another worker was started: souk doctor, and the log of the kernel",
 }
 
 
