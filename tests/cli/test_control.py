@@ -21,6 +21,15 @@ def test_status_shows_one_screen_when_the_node_is_ready(daemon: FakeDaemon) -> N
         assert part in ran.out
 
 
+def test_status_shows_what_confines_each_worker_and_whether_a_spare_waits(daemon: FakeDaemon) -> None:
+    serving = {"device": "cpu", "state": "serving", "jail": "landlock+seccomp", "spare": "loaded", "deaths": 0}
+    ill = {"device": "cuda:0", "state": "quarantined", "jail": None, "spare": "none", "deaths": 3}
+    daemon.answer("GET /api/v1/status", STATUS | {"workers": [serving, ill]})
+    out = souk("status").out
+    assert "cpu serving, jail landlock+seccomp, spare loaded" in out
+    assert "cuda:0 quarantined, jail not known yet, 3 deaths in ten minutes" in out
+
+
 def test_status_ends_with_1_when_the_node_is_not_ready(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/status", STATUS | {"ready": False})
     ran = souk("status", "-o", "json")

@@ -2,7 +2,8 @@ import struct
 
 import pytest
 
-from node.execution.jail import ARCHITECTURES, Architecture, filter_program
+from node.errors import ExecutionError
+from node.execution.jail import ARCHITECTURES, Architecture, Jail, enter_jail, filter_program
 
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF_0000, 0x0005_0001, 0x0005_0026, 0x8000_0000
 PID = 4711
@@ -61,3 +62,28 @@ def test_filter_lets_a_compiler_start_when_code_is_compiled(machine: Architectur
     assert run_filter(program, machine.calls["execve"], machine.audit) == ALLOW
     assert run_filter(program, machine.clone, machine.audit, 0x11) == ALLOW
     assert run_filter(program, machine.calls["socket"], machine.audit) == EPERM
+
+
+@pytest.fixture
+def bare_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that has neither means; entering a real one would confine the tests themselves."""
+
+    def refuse(_jail: Jail) -> None:
+        raise OSError(0, "not here", None)
+
+    monkeypatch.setattr("node.execution.jail._enter_landlock", refuse)
+    monkeypatch.setattr("node.execution.jail._enter_seccomp", refuse)
+
+
+@pytest.mark.usefixtures("bare_kernel")
+def test_worker_says_that_nothing_confines_it_when_the_kernel_has_nothing() -> None:
+    assert enter_jail(Jail(mode="auto")) == "none: landlock: not here; seccomp: not here"
+
+
+@pytest.mark.usefixtures("bare_kernel")
+def test_worker_does_not_start_when_a_jail_is_required_and_there_is_none() -> None:
+    with pytest.raises(
+        ExecutionError, match=r"landlock: not here; seccomp: not here.* or set worker\.jail"
+    ) as refused:
+        enter_jail(Jail(mode="required"))
+    assert refused.value.code == "jail"
