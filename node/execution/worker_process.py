@@ -28,6 +28,7 @@ from node.execution.frames import (
     Measured,
     Prepare,
     Prepared,
+    PrepareItems,
     Ready,
     Scored,
     Setup,
@@ -357,7 +358,7 @@ class WorkerProcess:
         """Count what a frame asks for among what the worker owes."""
         if isinstance(frame, Setup | Cancel) or frame.request not in self._events:
             return
-        phase: Phase = "reading" if isinstance(frame, Prepare) else "task"
+        phase: Phase = "reading" if isinstance(frame, Prepare | PrepareItems) else "task"
         if isinstance(frame, Start):
             phase = "prompt"
         self._patience.asked(
