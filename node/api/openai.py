@@ -16,6 +16,7 @@ from node.api.bodies import (
     TextRequest,
 )
 from node.api.dialects import ChatDialect, Dialect, Head, TextDialect
+from node.api.embeddings import Embeddings, EmbeddingsEndpoint, EmbeddingsRequest
 from node.api.errors import ClientGoneError, bad_request, unknown_model
 from node.api.intake import Admission, read_body
 from node.api.operations import Operation, Says, get, post
@@ -58,6 +59,11 @@ def openai_routes(services: Services) -> list[Operation]:
             "/v1/completions",
             text,
             Says(about="Have a raw prompt continued.", body=TextRequest, answer=TextAnswer, events=TextAnswer),
+        ),
+        post(
+            "/v1/embeddings",
+            EmbeddingsEndpoint(services, admission),
+            Says(about="Have texts turned into vectors.", body=EmbeddingsRequest, answer=Embeddings),
         ),
     ]
 

@@ -40,7 +40,7 @@ def to_order(request: ChatRequest | TextRequest, fresh_seed: int) -> Order:
             seed=fresh_seed if request.seed is None else request.seed & _SEED_MASK,
         ),
         tokens_out_max=_tokens_out_max(request),
-        where=_where(options.on),
+        where=place_of(options.on),
         path=options.path,
         price_max_microcredits=None if price is None else Microcredits(price),
         **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
@@ -84,7 +84,8 @@ def _milli(value: float | None) -> int:
     return 1000 if value is None else round(value * 1000)
 
 
-def _where(on: str) -> Place | PeerId:
+def place_of(on: str) -> Place | PeerId:
+    """Return where an order may run. Raises: ApiError (400)."""
     if on in _PLACES:
         return _PLACES[on]
     try:

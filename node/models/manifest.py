@@ -15,6 +15,7 @@ from protocol import limits
 from protocol.encoding import decode_untrusted, encode
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.schema import Message, to_message_untrusted, to_plain
+from protocol.tasks.registry import CLASSIFY, VAD
 from protocol.units import ModelId
 
 VERSION: Final = 2
@@ -39,7 +40,8 @@ ALLOWED_NAMES: Final = frozenset(
         "chat_template.jinja",  # a template is run in a sandbox that can change nothing
     }
 )
-REQUIRED_NAMES: Final = frozenset({"config.json", "tokenizer.json"})
+_REQUIRED_NAMES: Final = frozenset({"config.json", "tokenizer.json"})
+_WITHOUT_TEXT: Final = frozenset({CLASSIFY, VAD})
 _WEIGHTS_PART: Final = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _MODEL_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -99,6 +101,11 @@ def is_weights_name(name: str) -> bool:
 def is_allowed_name(name: str) -> bool:
     """Tell whether a file of this name may be part of a model."""
     return name in ALLOWED_NAMES or is_weights_name(name)
+
+
+def required_names(task: str) -> frozenset[str]:
+    """Return what a model of this task has beside its weights."""
+    return _REQUIRED_NAMES - {"tokenizer.json"} if task in _WITHOUT_TEXT else _REQUIRED_NAMES
 
 
 def is_model_name(name: str) -> bool:

@@ -25,13 +25,13 @@ from node.models.hashing import copy_hashed, hash_written
 from node.models.holding import held_alone, is_held
 from node.models.json_check import check_json, read_bounded, read_config
 from node.models.manifest import (
-    REQUIRED_NAMES,
     Manifest,
     ModelFile,
     encode_manifest,
     is_model_name,
     is_weights_name,
     manifest_id,
+    required_names,
 )
 from node.models.safetensors_check import read_header
 from node.models.sharded import check_weights
@@ -128,7 +128,7 @@ class ModelStore:
         found = find_source(path)
         with self._importing(found.name if name is None else name, source or found.label, task) as importing:
             files = found.files()
-            _refuse_weights(files)
+            _refuse_weights(files, task)
             self._refuse_without_room(sum(file.stat().st_size for file in files.values()), importing.name)
             # The small ones first: what is refused is refused before gigabytes are copied.
             ordered = sorted(files.items(), key=lambda item: (is_weights_name(item[0]), item[0]))
@@ -274,9 +274,9 @@ class ModelStore:
         return model
 
 
-def _refuse_weights(files: Mapping[str, Path]) -> None:
+def _refuse_weights(files: Mapping[str, Path], task: str) -> None:
     """Refuse weights by their headers where they lie."""
-    if missing := sorted(REQUIRED_NAMES - set(files)):
+    if missing := sorted(required_names(task) - set(files)):
         raise ModelError(f"expected {', '.join(missing)} beside the weights")
     for name, path in files.items():
         if is_weights_name(name):
@@ -295,7 +295,7 @@ def _check_text(path: Path) -> None:
 
 
 def _describe(folder: Path, task: str, files: list[ModelFile]) -> Manifest:
-    if missing := sorted(REQUIRED_NAMES - {file.name for file in files}):
+    if missing := sorted(required_names(task) - {file.name for file in files}):
         raise ModelError(f"expected {', '.join(missing)} beside the weights")
     check_weights(folder)
     config = read_config(folder / "config.json")
