@@ -32,7 +32,7 @@ from node.execution.memory_plan import (
     with_slots,
 )
 from node.execution.residency import MEMORY, Residency
-from node.execution.shape import read_shape
+from node.execution.shape import read_decoder_shape
 from node.execution.worker_process import WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
@@ -167,6 +167,8 @@ class _Fit:
     model: LocalModel
     task: Task
     cache_bytes_per_token: int
+    attention: str
+    """What computes it, for the profile."""
     dtype: Dtype
     alone: MemoryPlan
 
@@ -268,9 +270,12 @@ class DeviceModels:
         config, name = self._loader.setup.config, self._loader.setup.choice.name
         task = known_task(model.task)
         dtype: Dtype
+        attention = "sdpa"
         if task == GENERATE:
-            shape = await trio.to_thread.run_sync(read_shape, model.folder)
+            shape = await trio.to_thread.run_sync(read_decoder_shape, model.folder)
             dtype = choose_dtype(config.dtype, self._ready.dtypes)
+            if shape.backend != "torch":
+                attention = shape.backend
             per_token = kv_bytes_per_token(shape, dtype)
             largest = plan_model(
                 shape,
@@ -292,7 +297,9 @@ class DeviceModels:
                 f"{largest.context_tokens} tokens, {name} has {budget} beside what is pinned",
                 code=MEMORY,
             )
-        return _Fit(model=model, task=task, cache_bytes_per_token=per_token, dtype=dtype, alone=alone)
+        return _Fit(
+            model=model, task=task, attention=attention, cache_bytes_per_token=per_token, dtype=dtype, alone=alone
+        )
 
     async def _load(self, fit: _Fit, plan: MemoryPlan) -> None:
         model_id = fit.model.model_id
@@ -345,7 +352,7 @@ class DeviceModels:
             tokens_per_s_milli=speed,
             memory_bytes=plan.total_bytes,
             slots=plan.slots,
-            profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; sdpa",
+            profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; {fit.attention}",
             cache_bytes_per_token=fit.cache_bytes_per_token,
         )
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from node.execution.engine.backend import TORCH_DTYPES
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
-from node.execution.engine.served import TORCH_DTYPES
 from node.execution.engine.text import TextCodec, load_codec
 from node.execution.engine.torch_device import describe_device, open_device
 from node.execution.loading import choose_dtype

@@ -12,10 +12,10 @@ from typing import Final
 
 import torch
 
+from node.execution.engine.backend import TORCH_DTYPES
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.scheduler import Sequence
-from node.execution.engine.served import TORCH_DTYPES
 from node.execution.engine.torch_device import describe_device, open_device
 from node.execution.loading import choose_dtype
 from node.execution.shape import read_shape

@@ -93,7 +93,7 @@ class Engine:
             chosen = []
             for sequence, token in tokens:
                 sequence.tokens.append(token)
-                finish = _finish(sequence, token)
+                finish = finish_of(sequence, token)
                 chosen.append(Chosen(sequence.request, token, finish))
                 if finish:
                     self.cancel(sequence.request)
@@ -149,7 +149,8 @@ def _advance(plan: Plan) -> list[tuple[Sequence, int]]:
     return answering
 
 
-def _finish(sequence: Sequence, token: int) -> FinishReason | None:
+def finish_of(sequence: Sequence, token: int) -> FinishReason | None:
+    """Return why ``sequence`` ends with ``token``, ``None`` when it goes on."""
     if token in sequence.stop_tokens:
         return "stop"
     return "length" if sequence.answer_tokens >= sequence.tokens_out_max else None

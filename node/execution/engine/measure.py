@@ -10,8 +10,7 @@ from typing import Final
 
 import torch
 
-from node.execution.engine.engine import Engine
-from node.execution.engine.llama import Llama
+from node.execution.engine.backend import Model, TokenEngine
 from node.execution.engine.scheduler import Sequence
 from protocol.task import Sampling
 
@@ -47,7 +46,7 @@ def read_mb_per_s(device: torch.device, memory_bytes: int) -> int:
     return round(4 * numbers / seconds / 1e6)
 
 
-def decode_tokens_per_s_milli(model: Llama, engine: Engine) -> int:
+def decode_tokens_per_s_milli(model: Model, engine: TokenEngine) -> int:
     """Return thousandths of tokens per second that one sequence gets; the engine must be idle."""
     assert engine.idle
     tokens = [token % model.shape.vocabulary for token in range(1, _PROMPT_TOKENS + 1)]

@@ -61,8 +61,8 @@ class Reader(Protocol):
     def read(self, tokens: list[int]) -> Tensor:
         """Return the last hidden states (n, D) of the next n tokens."""
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return (n, V) float32."""
+    def logits(self, first: int, last: int) -> Tensor:
+        """Return (last - first, V) float32: rows of what ``read`` returned last."""
 
 
 class LlamaReader:
@@ -70,6 +70,7 @@ class LlamaReader:
 
     def __init__(self, model: Llama, tokens_max: int) -> None:
         self._model, self._count = model, 0
+        self._hidden = torch.empty(0)
         shape = model.shape
         size = (2, shape.layers, shape.kv_heads, tokens_max, shape.head_size)
         self._keys, self._values = torch.empty(size, dtype=model.dtype, device=model.device)
@@ -95,10 +96,11 @@ class LlamaReader:
             return mixed[0].transpose(0, 1).reshape(end - start, -1)
 
         self._count = end
-        return self._model.forward(torch.tensor(tokens, device=device), positions, attend)
+        self._hidden = self._model.forward(torch.tensor(tokens, device=device), positions, attend)
+        return self._hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        return self._model.logits(hidden)
+    def logits(self, first: int, last: int) -> Tensor:
+        return self._model.logits(self._hidden[first:last])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -128,19 +130,18 @@ class Scoring:
             hidden = self.reader.read(list(window))
             self._cached = last
             # The row before a token predicts it.
-            predicting = hidden[max(0, len(task.prompt) - 1 - first) :]
-            self._judge(predicting)
+            self._judge(hidden, min(len(hidden), max(0, len(task.prompt) - 1 - first)))
 
-    def _judge(self, predicting: Tensor) -> None:
-        task = self.task
+    def _judge(self, hidden: Tensor, first: int) -> None:
+        task, predicting = self.task, hidden[first:]
         self._fingerprinter.add(predicting)
         if task.fingerprint:
             self._hidden.append(predicting)
-        for start in range(0, len(predicting), SCORE_ROWS):
-            rows, at = predicting[start : start + SCORE_ROWS], len(self._margins)
-            claimed = task.answer[at : at + len(rows)]
+        for start in range(first, len(hidden), SCORE_ROWS):
+            end, at = min(start + SCORE_ROWS, len(hidden)), len(self._margins)
+            claimed = task.answer[at : at + end - start]
             margins, logprobs = judge(
-                self.reader.logits(rows), claimed, task.sampling, first_position=task.first_position + at
+                self.reader.logits(start, end), claimed, task.sampling, first_position=task.first_position + at
             )
             self._margins += margins
             self._logprobs += logprobs

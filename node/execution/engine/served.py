@@ -6,25 +6,20 @@ Joins the engine, which knows only tokens, with the codec, which knows only text
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from node.errors import JobRefusedError
-from node.execution.engine.engine import Chosen, Engine
+from node.execution.engine.backend import Backend, load_backend
+from node.execution.engine.engine import Chosen
 from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS
-from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.measure import decode_tokens_per_s_milli
 from node.execution.engine.scheduler import Sequence
-from node.execution.engine.score import LlamaReader, Scores, ScoreTask, Verdict
+from node.execution.engine.score import ScoreTask, Verdict
 from node.execution.engine.text import TextCodec, TextStream, load_codec
 from node.execution.frames import Load, Prepare, Score, Start, StepPiece
-from node.execution.shape import read_shape
 from protocol.task import TOKEN_BYTES, FinishReason, Sampling, unpack_tokens
-
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# Of a pass of prompts, for each piece of a check beside jobs: it delays their next token by that much.
-SCORE_SHARE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +50,11 @@ class HeldScore:
 class ServedModel:
     """A model with its engine. ``prepare`` may run in another thread than the rest: it only reads."""
 
-    def __init__(self, model: Llama, codec: TextCodec, engine: Engine, load: Load) -> None:
-        self.model, self.engine = model, engine
+    def __init__(self, backend: Backend, codec: TextCodec, load: Load) -> None:
+        self.model, self.engine, self._scores = backend.model, backend.engine, backend.scores
         self._codec, self._load = codec, load
-        self._stop_tokens = codec.stop_tokens(model.shape.eos_tokens | _generation_eos(Path(load.folder)))
+        self._stop_tokens = codec.stop_tokens(self.model.shape.eos_tokens | _generation_eos(Path(load.folder)))
         self._streams: dict[int, TextStream] = {}
-        self._scores = Scores(
-            new_reader=lambda tokens: LlamaReader(model, tokens),
-            tokens_alone=load.prefill_tokens,
-            tokens_beside=max(1, load.prefill_tokens // SCORE_SHARE),
-        )
 
     @property
     def idle(self) -> bool:
@@ -222,18 +212,8 @@ def load_served(load: Load, device: torch.device) -> ServedModel:
     Raises:
         ModelError, KeyError, ValueError, OSError: the files are not a model that the engine runs.
     """
-    folder = Path(load.folder)
-    shape = read_shape(folder)
-    codec = load_codec(folder)
-    model = load_llama(folder, shape, device=device, dtype=TORCH_DTYPES[load.dtype])
-    engine = Engine(
-        model,
-        slots=load.slots,
-        context_tokens=load.context_tokens,
-        prefill_tokens=load.prefill_tokens,
-        inter_token_s=load.inter_token_ms / 1000,
-    )
-    return ServedModel(model, codec, engine, load)
+    backend = load_backend(load, device)
+    return ServedModel(backend, load_codec(Path(load.folder)), load)
 
 
 def _generation_eos(folder: Path) -> frozenset[int]:

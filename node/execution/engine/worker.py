@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from node.errors import ExecutionError, JobRefusedError, NodeError
+from node.execution.engine.backend import TORCH_DTYPES
 from node.execution.engine.faults import tell_fault
 from node.execution.engine.items import HeldItems, ServedItems
 from node.execution.engine.link import Link
@@ -23,7 +24,7 @@ from node.execution.engine.load import Served, load_any
 from node.execution.engine.measure import matmul_gflops, read_mb_per_s
 from node.execution.engine.memory_limit import bounded_memory
 from node.execution.engine.score import Verdict
-from node.execution.engine.served import TORCH_DTYPES, HeldPrompt, HeldScore, ServedModel
+from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
     Cancel,
