@@ -1,4 +1,4 @@
-"""souk's engine beside other engines on the same weights: decode at 1 to 16 sequences, and the first token of a prompt.
+"""souk's engine beside others on the same weights: decode at 1 to 16 sequences, and the first token of a prompt.
 
 Every engine stays loaded in a process of its own and is asked in turn, so that all meet the same machine; their
 environments are made by ``peers/install``. Greedy tokens are compared first. How a figure is taken: a call that
@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from tokenizers import Tokenizer
 
 from node.models.store import ModelStore
 from scripts.bench.measure import ROOT, Report, Row
@@ -62,7 +64,7 @@ class Process:
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self._process.args} ended with {self._process.wait()}")
+            raise SystemExit(f"an engine ended with {self._process.wait()}; its log tells why")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -106,22 +108,32 @@ def arms(peers: Path, folder: Path, threads: int, wanted: set[str]) -> list[Arm]
     return [arm for arm in every if not wanted or arm.name in wanted]
 
 
-def prompts(seed: int, count: int, length: int, vocabulary: int) -> list[list[int]]:
-    """Return random prompts: all engines read the same, and none has seen it before."""
+def read_corpus(folder: Path) -> list[int]:
+    """Return a long English text as the model's tokens: this project's specification."""
+    text = "\n".join(path.read_text("utf-8") for path in sorted((ROOT / "protocol" / "spec").glob("*.md")))
+    tokens: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    return tokens
+
+
+def prompts(corpus: list[int], seed: int, count: int, length: int) -> list[list[int]]:
+    """Return pieces of the text: all engines read the same."""
     draw = random.Random(seed)
-    return [[draw.randrange(100, vocabulary) for _ in range(length)] for _ in range(count)]
+    starts = [draw.randrange(len(corpus) - length) for _ in range(count)]
+    return [corpus[start : start + length] for start in starts]
 
 
-def measure(process: Process, seed: int, vocabulary: int, clock: str) -> tuple[dict[int, float], float, list[Any]]:
+def measure(
+    process: Process, corpus: list[int], seed: int, clock: str
+) -> tuple[dict[int, float], float, list[Any]]:
     """Return tokens a second at each batch size, ms to the first token of a long prompt, and the answers."""
     rates, answers = {}, []
     for batch in BATCHES:
-        given = prompts(seed + batch, batch, PROMPT_TOKENS, vocabulary)
+        given = prompts(corpus, seed + batch, batch, PROMPT_TOKENS)
         first = process.ask({"prompts": given, "count": 1})
         whole = process.ask({"prompts": given, "count": COUNT})
         rates[batch] = batch * (COUNT - 1) / (whole[clock] - first[clock])
         answers.append(whole["tokens"])
-    long = process.ask({"prompts": prompts(seed, 1, LONG_PROMPT_TOKENS, vocabulary), "count": 1})
+    long = process.ask({"prompts": prompts(corpus, seed, 1, LONG_PROMPT_TOKENS), "count": 1})
     return rates, long[clock] * 1000, answers
 
 
@@ -146,21 +158,21 @@ def main() -> None:
     report = Report(f"engines, bf16, {options.threads} thread(s), {options.clock}")
     store = ModelStore(Path(sys.prefix) / "share" / "models")
     folder = store.find(MODEL).folder
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    corpus = read_corpus(folder)
     chosen = arms(options.peers, folder, options.threads, set(filter(None, options.only.split(","))))
     samples = {arm.name: Samples() for arm in chosen}
     shares: dict[str, list[float]] = {arm.name: [] for arm in chosen[1:]}
     with ExitStack() as stack:
         live = {arm.name: stack.enter_context(running(arm, options.peers / f"{arm.name}.log")) for arm in chosen}
         for name, process in live.items():
-            measure(process, 0, vocabulary, options.clock)
+            measure(process, corpus, 0, options.clock)
             print(f"{name}: warm", file=sys.stderr)
         for number in range(options.rounds):
             order = list(live)
             random.Random(number).shuffle(order)
             told = {}
             for name in order:
-                rates, first_ms, told[name] = measure(live[name], 1000 * (number + 1), vocabulary, options.clock)
+                rates, first_ms, told[name] = measure(live[name], corpus, 1000 * (number + 1), options.clock)
                 for batch, rate in rates.items():
                     samples[name].rates.setdefault(batch, []).append(rate)
                 samples[name].first_ms.append(first_ms)

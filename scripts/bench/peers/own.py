@@ -18,14 +18,14 @@ def main() -> None:
     open_channel()
     torch.set_num_threads(threads)
     model = load_llama(folder, read_shape(folder), device=torch.device("cpu"), dtype=torch.bfloat16)
-    # As the others are asked: whole prompts at once. Pacing them beside running answers has a benchmark of its own.
+    # As the others are asked: whole prompts at once. Reading them beside running answers is mixed_load.py's.
     engine = Engine(model, slots=slots, context_tokens=context, prefill_tokens=slots * context)
 
     def generate(prompts: list[list[int]], count: int) -> list[list[int]]:
         sequences = [
             Sequence(
                 request=i,
-                # A scope each: what one prompt has in common with another must be read again, as by the others.
+                # No scope: what a prompt has in common with an earlier one is read again, as by the others.
                 tokens=list(prompt),
                 prompt_tokens=len(prompt),
                 tokens_out_max=count,
