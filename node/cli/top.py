@@ -163,8 +163,11 @@ def _quit_by_key() -> Iterator[None]:
 
     before = termios.tcgetattr(sys.stdin)
     tty.setcbreak(sys.stdin)
+    # A shell starts what runs in the background with Ctrl-C ignored, and Python leaves it so.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=read, daemon=True).start()
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, heard)
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

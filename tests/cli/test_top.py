@@ -2,6 +2,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -81,14 +82,22 @@ def test_q_ends_the_live_view_on_a_terminal(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/events", [f"data: {json.dumps(shot())}", lambda: ended.append(True)])
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-m", "node.cli", "top"], stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True
+        [sys.executable, "-m", "node.cli", "top"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        # As a shell's background job has it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     ) as process:
         os.close(theirs)
-        shown, until = b"", time.monotonic() + 20
-        while b"gpu-2" not in shown and time.monotonic() < until and select.select([ours], [], [], 10)[0]:
-            shown += os.read(ours, 65536)
-        assert b"gpu-2" in shown
-        os.write(ours, b"q")
-        assert process.wait(10) == 0
+        try:
+            shown, until = b"", time.monotonic() + 20
+            while b"gpu-2" not in shown and time.monotonic() < until and select.select([ours], [], [], 10)[0]:
+                shown += os.read(ours, 65536)
+            assert b"gpu-2" in shown
+            os.write(ours, b"q")
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
     os.close(ours)
     assert daemon.client_gone.wait(5) and ended
