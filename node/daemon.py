@@ -15,6 +15,8 @@ import trio
 
 from node.api.app import make_app
 from node.api.daemon_view import OK, DaemonView, Rooms
+from node.api.feed import Feed
+from node.api.job_events import publish_step
 from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
@@ -193,6 +195,8 @@ class _Daemon:
             gate=self._operating.gate,
         )
         self._view = DaemonView(rooms, started_at=trio.current_time())
+        self._feed = Feed(run=f"{party.now_ms():x}")
+        party.journal.follow(partial(publish_step, self._feed))
         self._scrape = Scrape(rooms, self._view.checks, read_gpus=gpus.read)
 
     async def prepare(self) -> None:
@@ -218,6 +222,7 @@ class _Daemon:
             operator=self._operating,
             shelf=self._shelf,
             shutdown=nursery.cancel_scope.cancel,
+            feed=self._feed,
             metrics=self._party.metrics,
             scrape=self._scrape,
             log_lines=log_lines,

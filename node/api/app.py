@@ -10,6 +10,7 @@ from node.api.control import control_routes
 from node.api.dashboard import page_routes, session_routes
 from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
 from node.api.guard import Guard
+from node.api.job_events import job_events_route
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
 from node.api.live import live_routes
@@ -30,6 +31,7 @@ def make_app(services: Services) -> ASGIApp:
     sessions = Sessions(services.token)
     routes = [
         *openai_routes(services),
+        job_events_route(services),
         *control_routes(services),
         *job_routes(services),
         *ledger_routes(services),

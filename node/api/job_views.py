@@ -43,6 +43,13 @@ class JobTrace(View, frozen=True, kw_only=True):
     """How many are missing from the middle of a timeline that grew too long."""
 
 
+class JobEvent(View, frozen=True, kw_only=True):
+    """A job and its newest step, as ``/api/v1/jobs/events`` tells it."""
+
+    job: JobView
+    step: StepView | None
+
+
 class Finding(View, frozen=True, kw_only=True):
     """One reason, in a sentence, and what to do about it where something can be done."""
 
@@ -135,6 +142,11 @@ def job_trace(record: JobRecord, *, tokens_out: int | None = None) -> JobTrace:
         timeline=tuple(_step(step) for step in record.steps),
         steps_left_out=record.steps_left_out,
     )
+
+
+def job_event(record: JobRecord) -> JobEvent:
+    """Return where a job has come."""
+    return JobEvent(job=job_view(record), step=_step(record.steps[-1]) if record.steps else None)
 
 
 def quote_view(reply: QuoteReply) -> QuoteView:

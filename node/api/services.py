@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from node.api.feed import Feed
 from node.api.job_views import JobTrace
 from node.api.model_routes import Shelf
 from node.api.operator_routes import Operator
@@ -134,6 +135,8 @@ class Services:
     """Takes models of the store into service and out of it."""
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
+    feed: Feed
+    """What ``/api/v1/jobs/events`` tells."""
     metrics: Metrics
     """Where requests are counted."""
     scrape: Callable[[str], Awaitable[tuple[bytes, str]]]

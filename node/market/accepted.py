@@ -22,6 +22,8 @@ class Accepted:
     model: ServedModel
     may_owe: Callable[[Microcredits], bool]
     """Whether this contract may come to that sum in all (spec 05, section 7); asked before each window."""
+    loading_at_ms: UnixMs | None = None
+    """When its model began to be loaded, where it was not there."""
 
 
 def first_row(contract: Signed[Contract], accept: Signed[Accept], *, model: str) -> ContractRow:

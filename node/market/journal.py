@@ -4,7 +4,7 @@ Times, peers, codes, money and counts of tokens; never a prompt or an answer. Th
 same are the ledger's. Orders and sales have a ring each: no customer can push our own orders out of sight.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -27,7 +27,9 @@ StepName: TypeAlias = Literal[
     "quoted",
     "passed_over",
     "offered",
+    "loading",
     "contracted",
+    "queued",
     "continued",
     "first_token",
     "stream_lost",
@@ -113,8 +115,20 @@ class JobRecord:
     steps_left_out: int = 0
     """After the first ``STEPS_FIRST``, when there were too many."""
 
+    followers: list["Follower"] = field(default_factory=list, repr=False, compare=False)
+    """Told after each step, and at the end; the journal sets them."""
+
     def note(self, step: Step) -> None:
         """Add a step to the timeline, within its bound."""
+        self._add(step)
+        self.tell()
+
+    def tell(self) -> None:
+        """Show the record as it stands to whoever follows the journal."""
+        for follower in self.followers:
+            follower(self)
+
+    def _add(self, step: Step) -> None:
         self.steps.append(step)
         if len(self.steps) > STEPS_MAX:
             del self.steps[STEPS_FIRST]
@@ -172,6 +186,10 @@ class JobRecord:
                 tokens_out=self.tokens_out,
             )
         )
+        quote = next((step for step in reversed(self.steps) if step.name == "quoted"), None)
+        if quote is not None and quote.peer_id == event.peer_id and quote.queue_ms:
+            # The provider's own word; whether it came true is the first token's to tell.
+            self.note(Step(name="queued", at_ms=at_ms, peer_id=event.peer_id, queue_ms=quote.queue_ms))
 
     def _output(self, event: Output, at_ms: UnixMs) -> None:
         self.tokens_out += event.units
@@ -202,9 +220,14 @@ class JobRecord:
         self.state, self.ended_ms = state, at_ms
         self.code, self.message = code or None, message or None
         if state != "closed" and not (self.steps and self.steps[-1].name == state):
-            self.note(
+            self._add(
                 Step(name=state, at_ms=at_ms, code=self.code, message=self.message, tokens_out=self.tokens_out)
             )
+        self.tell()
+
+
+Follower: TypeAlias = Callable[[JobRecord], None]
+"""Called where things happen: it may neither block nor fail."""
 
 
 class Journal:
@@ -213,15 +236,23 @@ class Journal:
     def __init__(self) -> None:
         self._orders: dict[JobId, JobRecord] = {}
         self._sales: dict[MessageId, JobRecord] = {}
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Have ``follower`` told of every step of every job from now on."""
+        self._followers.append(follower)
 
     def begin_order(self, record: JobRecord) -> None:
         """Keep the record of a new order, and forget an old one if there is no room."""
         self._orders[record.job_id] = record
+        record.followers = self._followers
         _forget(self._orders)
 
     def begin_sale(self, contract_id: MessageId, record: JobRecord) -> None:
         """Keep the record of a contract that we accepted, and forget an old one if there is no room."""
         self._sales[contract_id] = record
+        record.followers = self._followers
+        record.tell()
         _forget(self._sales)
 
     def bought_moved(self, job_id: JobId, peer_id: PeerId, state: RequesterState, at_ms: UnixMs) -> None:

@@ -23,10 +23,10 @@ from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
 from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
 from node.market.input_reader import check_context, read_input_untrusted
-from node.market.journal import JobRecord, Step
 from node.market.late import LateContract
 from node.market.party import Line, Party
 from node.market.provider_job import ProviderJob, job_state
+from node.market.sales import sale_record
 from node.net.interface import Network, Stream
 from protocol import limits
 from protocol.contract import Accept, Contract, check_contract_untrusted
@@ -38,7 +38,7 @@ from protocol.price import Prices, not_dearer, price_bound
 from protocol.resume import Resume
 from protocol.signed import Signed, SignedMessage
 from protocol.tasks.registry import TaskInput, serves
-from protocol.units import MS_PER_S, JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
+from protocol.units import MS_PER_S, MessageId, Microcredits, ModelId, PeerId, UnixMs
 
 log = logging.getLogger(__name__)
 
@@ -221,10 +221,13 @@ class Provider:
                 contract.message_id, place, quote_id=MessageId(terms.answers), now=trio.current_time()
             )
         prompt: Prompt | None = None
+        loading_at_ms: UnixMs | None = None
         try:
             with trio.fail_after(INPUT_WAIT_S):
                 salt, task_input = await read_input_untrusted(line, terms)
             self._admission.input_read(contract.message_id)
+            if not model.is_loaded:
+                loading_at_ms = self._party.now_ms()
             # Nobody waits for an acceptance any longer: a stuck worker must not keep the place.
             with trio.move_on_after((terms.accept_by_ms - terms.made_at_ms) / MS_PER_S) as in_time:
                 prompt = await self._prepare(contract, task_input)
@@ -247,6 +250,7 @@ class Provider:
             prompt=prompt,
             model=model,
             may_owe=partial(self._may_owe, contract.message_id),
+            loading_at_ms=loading_at_ms,
         )
         return ProviderJob(self._party, line, accepted)
 
@@ -288,7 +292,9 @@ class Provider:
 
     async def _run(self, job: ProviderJob, contract_id: MessageId) -> None:
         self.jobs[contract_id] = job
-        record = self._begin_record(job, contract_id)
+        is_queued = self._admission.running > self._admission.slots
+        record = sale_record(job, contract_id, is_queued=is_queued)
+        self._party.journal.begin_sale(contract_id, record)
         is_cut = False
         try:
             await job.run(self._executor, self._vacate)
@@ -302,26 +308,6 @@ class Provider:
             record.end(job_state(job.state), self._party.now_ms())
             with self._busy_change():
                 self._admission.settle(contract_id, unpaid=0 if is_cut else job.unpaid, vouchered=job.vouchered)
-
-    def _begin_record(self, job: ProviderJob, contract_id: MessageId) -> JobRecord:
-        record = JobRecord(
-            role="worker",
-            job_id=JobId(job.contract.message.job_id),
-            contract_id=contract_id,
-            peer_id=job.contract.signer,
-            model=job.model_name,
-            state=str(job.state),
-            tokens_in=job.tokens_in,
-            started_ms=UnixMs(job.accepted_at_ms),
-        )
-        record.note(
-            Step(
-                name="contracted", at_ms=record.started_ms, peer_id=record.peer_id, contract_id=contract_id,
-                price_max_microcredits=job.contract.message.price_max,
-            )
-        )  # fmt: skip
-        self._party.journal.begin_sale(contract_id, record)
-        return record
 
     def _may_owe(self, contract_id: MessageId, owed: Microcredits) -> bool:
         return self._admission.window_allowed(contract_id, owed, now=trio.current_time())

@@ -66,6 +66,7 @@ class ProviderJob:
         self._prompt = accepted.prompt
         self._model = accepted.model
         self._may_owe = accepted.may_owe
+        self.loading_at_ms = accepted.loading_at_ms
         self._first_row = first_row(accepted.contract, accepted.accept, model=accepted.model.name)
         self._account = ProviderAccount(
             self._contract.message_id, self._terms, salt=accepted.salt, tokens_in=accepted.prompt.tokens_in

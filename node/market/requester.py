@@ -20,7 +20,7 @@ from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportE
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.aftercare import Aftercare
 from node.market.attempt import Attempt
-from node.market.journal import JobRecord
+from node.market.journal import JobRecord, Step
 from node.market.order import (
     Asking,
     Contracted,
@@ -184,6 +184,8 @@ class Requester:
         me, job_id, began = self._party.peer_id, trace.job_id, trio.current_time()
         await trace.send(Asking(job_id=job_id, peer_ids=(me,)))
         prompt: Prompt | None = None
+        if not model.is_loaded:
+            trace.record.note(Step(name="loading", at_ms=self._party.now_ms(), peer_id=me))
         try:
             prompt = await self._executor.prepare(
                 job_id.hex(), model.model_id, order.task_input, order.tokens_out_max, scope=me

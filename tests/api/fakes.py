@@ -11,6 +11,7 @@ from nacl.signing import SigningKey
 
 from node.api.app import make_app
 from node.api.errors import ApiError
+from node.api.feed import Feed
 from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.server import serve_app
 from node.api.services import Services
@@ -356,6 +357,7 @@ class Node:
     metrics: Metrics
     log_lines: LogRing
     operator: FakeOperator
+    feed: Feed
     scope: trio.CancelScope
     """Cancel it to end the server; ``ended`` tells when it has."""
     ended: trio.Event
@@ -434,6 +436,7 @@ def fake_services(
     dialler: Dialler | None = None,
     metrics: Metrics | None = None,
     operator: FakeOperator | None = None,
+    feed: Feed | None = None,
     config: ApiSection | None = None,
     log_lines: LogRing | None = None,
 ) -> Services:
@@ -452,6 +455,7 @@ def fake_services(
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         unix_s=lambda: 1_700_000_000,
+        feed=feed or Feed(run="f"),
         metrics=metrics,
         scrape=scrape_of(metrics),
         log_lines=log_lines or LogRing(),
@@ -463,9 +467,16 @@ async def serve_node(
 ) -> Node:
     """Start the real server on a free port, with fakes behind it."""
     market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
-    log_lines, operator = LogRing(), FakeOperator()
+    log_lines, operator, feed = LogRing(), FakeOperator(), Feed(run="f")
     services = fake_services(
-        market, view=view, dialler=dialler, metrics=metrics, operator=operator, config=config, log_lines=log_lines
+        market,
+        view=view,
+        dialler=dialler,
+        metrics=metrics,
+        operator=operator,
+        feed=feed,
+        config=config,
+        log_lines=log_lines,
     )
     scope, ended = trio.CancelScope(), trio.Event()
 
@@ -485,6 +496,7 @@ async def serve_node(
         metrics=metrics,
         log_lines=log_lines,
         operator=operator,
+        feed=feed,
         scope=scope,
         ended=ended,
     )

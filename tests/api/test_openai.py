@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import openai
@@ -12,7 +13,6 @@ import trio
 from node.api.errors import to_api_error
 from node.api.services import Services
 from node.config import ApiSection
-from node.logs import LogRing
 from node.market.order import (
     DeadlineError,
     JobFailedError,
@@ -22,9 +22,7 @@ from node.market.order import (
     PromptTooLongError,
     UnknownModelError,
 )
-from node.metrics import Metrics
 from protocol.errors import DeclineCode
-from tests.api.fake_operator import FakeOperator
 from tests.api.fakes import (
     ANSWERED,
     ASKING,
@@ -35,13 +33,11 @@ from tests.api.fakes import (
     PEER_TEXT,
     RECEIPT,
     TOKEN,
-    Dialler,
-    FixedView,
     Node,
     ScriptedMarket,
     Step,
     chat_body,
-    scrape_of,
+    fake_services,
     serve_node,
 )
 
@@ -245,20 +241,9 @@ async def test_client_lists_and_finds_models(nursery: trio.Nursery) -> None:
 
 
 def test_seed_and_time_come_from_the_system_when_nothing_is_injected() -> None:
-    market, view, dialler, metrics = ScriptedMarket(), FixedView(), Dialler(), Metrics()
+    fakes = fake_services()
     services = Services(
-        config=ApiSection(),
-        token=TOKEN,
-        market=market,
-        view=view,
-        connect=dialler.connect,
-        quotes=dialler.quotes,
-        settle=dialler.settle,
-        operator=FakeOperator(),
-        shutdown=dialler.shutdown,
-        metrics=metrics,
-        scrape=scrape_of(metrics),
-        log_lines=LogRing(),
+        **{it.name: getattr(fakes, it.name) for it in fields(fakes) if it.name not in ("draw_seed", "unix_s")}
     )
     assert 0 <= services.draw_seed() < 1 << 63
     assert services.draw_seed() != services.draw_seed()

@@ -1,12 +1,14 @@
 """What the journal tells of a job, on both sides; and that it stays small and holds no word of anybody."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 
 from node.market.journal import JOBS_MAX, STEPS_FIRST, STEPS_MAX, JobRecord, Journal, Step
 from node.market.order import NobodyWillingError, UnknownModelError
 from protocol.units import JobId, MessageId, UnixMs
-from tests.fakes import EPOCH_MS, Script, ScriptedExecutor
+from tests.fakes import EPOCH_MS, Script, ScriptedExecutor, served_model
 from tests.market.world import Node, World, buy, order
 
 
@@ -51,6 +53,55 @@ async def test_both_sides_tell_a_job_from_its_start_to_its_pay(world: World) -> 
         times = [step.at_ms for step in record.steps]
         assert times == sorted(times) and times[-1] <= record.ended_ms
     assert bought.started_ms == EPOCH_MS
+
+
+async def test_job_tells_that_its_model_was_loaded_first(world: World) -> None:
+    cold = replace(served_model(), is_loaded=False)
+    provider = await world.node("p", executor=ScriptedExecutor(served=(cold,), script=Script(prepare_s=1)))
+    buyer = await world.node("r")
+    world.introduce(buyer, provider)
+    await buy(buyer, order())
+    await buy(provider, order(where="local"))
+    await trio.sleep(10)
+    local, sold = provider.party.journal.records()
+    assert names(sold) == ["loading", "contracted", "first_token", "done", "paid"]
+    assert names(local) == ["asking", "loading", "contracted", "first_token", "done"]
+    for record in (local, sold):
+        loading, contracted = (step for step in record.steps if step.name in ("loading", "contracted"))
+        assert contracted.at_ms - loading.at_ms >= 1000
+
+
+async def test_both_sides_tell_that_a_job_waits_when_all_slots_are_taken(world: World) -> None:
+    executor = ScriptedExecutor(slots=1, script=Script(step_s=0.1))
+    provider, buyer = await world.node("p", executor=executor), await world.node("r")
+    world.introduce(buyer, provider)
+    async with trio.open_nursery() as both:
+        both.start_soon(buy, buyer, order())
+        await trio.sleep(1)
+        both.start_soon(buy, buyer, order(path="quote"))
+    await trio.sleep(10)
+    waited, _first = buyer.party.journal.records()
+    assert names(waited)[3:6] == ["contracted", "queued", "first_token"]
+    assert (waited.steps[4].queue_ms or 0) > 0
+    sold, _first = provider.party.journal.records()
+    assert names(sold)[:3] == ["contracted", "queued", "first_token"]
+
+
+async def test_follower_is_told_of_every_step_and_of_the_end(world: World) -> None:
+    provider, buyer = await seller(world, "p"), await world.node("r")
+    world.introduce(buyer, provider)
+    heard: list[tuple[str, bool]] = []
+    for node in (buyer, provider):
+        node.party.journal.follow(
+            lambda it: heard.append((it.role + ":" + it.steps[-1].name, it.ended_ms is not None))
+        )
+    await buy(buyer, order())
+    await trio.sleep(10)
+    assert [name for name, _over in heard if name.startswith("requester:")] == [
+        *(f"requester:{name}" for name in names(only_record(buyer))),
+        "requester:paid",
+    ]
+    assert heard.count(("requester:paid", True)) == heard.count(("worker:paid", True)) == 1
 
 
 async def test_order_tells_of_a_stream_that_was_lost_and_came_back(world: World) -> None:

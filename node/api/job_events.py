@@ -1,0 +1,63 @@
+"""``/api/v1/jobs/events``: every step of every job as a server-sent event, the moment it happens.
+
+Each ``job`` event has an id; ``Last-Event-ID`` brings what a reader missed, from a ring in memory.
+"""
+
+import contextlib
+from typing import Final
+
+import trio
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from node.api.errors import ClientGoneError
+from node.api.feed import Events, Feed, FeedEvent
+from node.api.intake import read_body, run_unless_gone
+from node.api.job_views import JobEvent, job_event
+from node.api.operations import Operation, Says, get
+from node.api.services import Services
+from node.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
+from node.market.journal import JobRecord
+
+PATH: Final = "/api/v1/jobs/events"
+
+
+def job_events_route(services: Services) -> Operation:
+    """Return the route of the stream; it comes before the one of a single job."""
+    about = "Follow the steps of all jobs; Last-Event-ID is honoured."
+    return get(PATH, JobEvents(services.feed), Says(about=about, events=JobEvent))
+
+
+def publish_step(feed: Feed, record: JobRecord) -> None:
+    """Tell whoever follows the jobs where one has come."""
+    feed.publish("job", job_event(record))
+
+
+class JobEvents:
+    """An ASGI app: it writes for as long as its reader stays, and keeps up."""
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await read_body(receive)
+        stream = EventStream(send)
+        # Leaving is how readers end a stream.
+        gone = contextlib.suppress(ClientGoneError)
+        with gone, self._feed.subscribe(Headers(scope=scope).get("last-event-id")) as (missed, events):
+            await run_unless_gone(receive, lambda: self._write(stream, missed, events))
+
+    async def _write(self, stream: EventStream, missed: list[FeedEvent], events: Events) -> bool:
+        """Return when the reader fell behind."""
+        await stream.start({})
+        # Shows that the stream stands: what happens from here on is told.
+        await stream.write(KEEP_ALIVE + b"".join(event.lines(self._feed.run) for event in missed))
+        while True:
+            with trio.move_on_after(KEEP_ALIVE_S) as quiet:
+                try:
+                    event = await events.receive()
+                except trio.EndOfChannel:
+                    break
+            await stream.write(KEEP_ALIVE if quiet.cancelled_caught else event.lines(self._feed.run))
+        await stream.end()
+        return True
