@@ -25,6 +25,7 @@ from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
 from node.market.input_reader import check_context, read_input_untrusted
 from node.market.late import LateContract
 from node.market.party import Line, Party
+from node.market.presence import run_unless_left
 from node.market.provider_job import ProviderJob, job_state
 from node.market.sales import sale_record
 from node.net.interface import Network, Stream
@@ -230,7 +231,7 @@ class Provider:
                 loading_at_ms = self._party.now_ms()
             # Nobody waits for an acceptance any longer: a stuck worker must not keep the place.
             with trio.move_on_after((terms.accept_by_ms - terms.made_at_ms) / MS_PER_S) as in_time:
-                prompt = await self._prepare(contract, task_input)
+                prompt = await run_unless_left(line, partial(self._prepare, contract, task_input), Refused)
             if in_time.cancelled_caught or prompt is None:
                 raise Refused(DeclineCode.EXPIRED, "the offer lapsed while the prompt was read")
             accept = await self._sign_and_store(contract, prompt, model)
