@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ def test_contract_benchmark_trades_two_windows_and_reports_its_split() -> None:
 
     table = run_python("table.py", text=printed)
     assert table.count("\ncontract ") == len(report["rows"])
+
+
+def test_http_benchmark_counts_tokens_and_the_lag_of_the_loop(figure: Callable[[str, str], None]) -> None:
+    rows = {
+        row["name"]: row for row in json.loads(run_python("http_overhead.py", "--json", "--rounds", "2"))["rows"]
+    }
+    assert len(rows) == 4
+    for name, row in rows.items():
+        figure(f"HTTP overhead, {name}", f"{row['median']:.4g} {row['unit']}")
+    # Half of what must be: the gate shares its machine. The figure itself is the benchmark's.
+    assert rows["streamed, 1 at once"]["max"] > 5_000
+    assert rows["event loop late, p99, 1 at once"]["min"] < 20
 
 
 def test_run_is_executable_and_refuses_an_argument_that_it_does_not_know() -> None:
