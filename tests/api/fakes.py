@@ -4,7 +4,6 @@ import http.client
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import trio
 from nacl.signing import SigningKey
@@ -53,6 +52,7 @@ from protocol.identity import peer_id_to_text
 from protocol.price import Prices
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
 from tests.api.fake_operator import FakeOperator
+from tests.api.reply import Reply
 
 TOKEN = "the-token-of-the-home"
 PEER = PeerId(bytes(SigningKey(bytes(32)).verify_key))
@@ -366,11 +366,11 @@ class Node:
     def port(self) -> int:
         return int(self.url.rsplit(":", 1)[1])
 
-    async def call(self, method: str, path: str, *, body: object = None, **headers: str) -> "Reply":
+    async def call(self, method: str, path: str, *, body: object = None, **headers: str) -> Reply:
         """Make one request with the token; ``_`` in header names stands for ``-``."""
         return await trio.to_thread.run_sync(self._call, method, path, body, headers)
 
-    def _call(self, method: str, path: str, body: object, headers: dict[str, str]) -> "Reply":
+    def _call(self, method: str, path: str, body: object, headers: dict[str, str]) -> Reply:
         sent = {"Authorization": f"Bearer {TOKEN}"}
         sent |= {name.replace("_", "-").title(): value for name, value in headers.items()}
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
@@ -395,25 +395,6 @@ class Node:
             f"Authorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return await self.open(head.encode() + body)
-
-
-@dataclass
-class Reply:
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:  # Any: tests look into it
-        return json.loads(self.body)
-
-    @property
-    def error(self) -> dict[str, str | None]:
-        """Return the error after a check of its shape, which every error has."""
-        error: dict[str, str | None] = self.json["error"]
-        assert error.keys() == {"message", "type", "param", "code"}
-        assert self.headers["x-request-id"]
-        return error
 
 
 def chat_body(**more: object) -> dict[str, object]:
