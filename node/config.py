@@ -137,6 +137,11 @@ class LogSection(Section, frozen=True, kw_only=True):
     format: Literal["auto", "text", "json"] = "auto"
 
 
+class TracesSection(Section, frozen=True, kw_only=True):
+    otlp_url: Annotated[str, Meta(pattern=r"^(https?://\S+)?$", max_length=256)] = ""
+    """Where the steps of jobs go as OpenTelemetry spans; empty: nowhere."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """Everything a daemon can be told."""
 
@@ -149,3 +154,4 @@ class Config(Section, frozen=True, kw_only=True):
     market: MarketSection = MarketSection()
     owner: OwnerSection = OwnerSection()
     log: LogSection = LogSection()
+    traces: TracesSection = TracesSection()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -21,6 +21,7 @@ from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
 from node.api.shelf import Shelf
+from node.api.spans import JobSpans, otlp_processor
 from node.clock import local_time, system_entropy, system_time
 from node.config import Config
 from node.discovery.directory import Directory
@@ -55,6 +56,9 @@ from protocol.signed import Signed
 from protocol.units import NetworkId
 
 log = logging.getLogger(__name__)
+
+TRACES_S_MAX: Final = 2.0
+"""A collector that does not answer must not keep the daemon from ending."""
 
 
 class Service(Protocol):
@@ -227,6 +231,8 @@ class _Daemon:
             scrape=self._scrape,
             log_lines=log_lines,
         )
+        if self._config.traces.otlp_url:
+            nursery.start_soon(self._trace, JobSpans(otlp_processor(self._config.traces.otlp_url)))
         nursery.start_soon(self._party.metrics.measure_lag)
         nursery.start_soon(self._settler.run)
         nursery.start_soon(self._follow_ledger)
@@ -245,6 +251,15 @@ class _Daemon:
             addresses=self._net.addresses,
         )
         await trio.to_thread.run_sync(self._home.write_api, info)
+
+    async def _trace(self, spans: JobSpans) -> None:
+        """Have jobs traced until cancelled; what waits then is sent."""
+        self._party.journal.follow(spans.follow)
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.move_on_after(TRACES_S_MAX, shield=True):
+                await trio.to_thread.run_sync(spans.close, abandon_on_cancel=True)
 
     async def _start_discovery(self, nursery: trio.Nursery) -> None:
         await nursery.start(self._discovery.run, self._config.p2p.bootstrap)
