@@ -128,6 +128,13 @@ def _party(home: Home, signer: Ed25519Signer, network: NetworkId) -> Party:
     )
 
 
+def _feed(party: Party) -> Feed:
+    """Return what follows every step of every job from now on."""
+    feed = Feed(run=f"{party.now_ms():x}")
+    party.journal.follow(partial(publish_step, feed))
+    return feed
+
+
 class _Daemon:
     """The rooms, made and tied together; nothing runs before ``start``."""
 
@@ -199,8 +206,7 @@ class _Daemon:
             gate=self._operating.gate,
         )
         self._view = DaemonView(rooms, started_at=trio.current_time())
-        self._feed = Feed(run=f"{party.now_ms():x}")
-        party.journal.follow(partial(publish_step, self._feed))
+        self._feed = _feed(party)
         self._scrape = Scrape(rooms, self._view.checks, read_gpus=gpus.read)
 
     async def prepare(self) -> None:
