@@ -132,7 +132,7 @@ def to_api_error(exc: NodeError) -> ApiError:
                 souk=ErrorDetail(refusals=tuple(_refusal(refusal) for refusal in exc.refusals)),
             )
         case WrongTaskError():
-            return bad_request(str(exc), param="model", code=exc.code)
+            return bad_request(str(exc), param="model", code="task_not_served")
         case PromptTooLongError():
             return bad_request(str(exc), param="messages", code="context_length_exceeded")
         case DeadlineError():
