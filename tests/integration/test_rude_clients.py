@@ -4,6 +4,7 @@ Short here; the deep suite goes on for ten seconds.
 """
 
 import contextlib
+import gc
 import os
 import random
 import socket
@@ -160,13 +161,17 @@ async def hold_out(nursery: trio.Nursery, rude_s: float, figure: Figure) -> None
     node = await serve_node(nursery, market)
     assert (await node.call("GET", "/healthz")).status == 200
     await trio.testing.wait_all_tasks_blocked(0.05)
+    # What earlier tests of this process left to the collector is not ours to count.
+    gc.collect()
     before = count()
     done = await be_rude(node, rude_s, seed=7)
     assert set(done) == {kind.__name__ for kind in RUDE}
     assert (await node.call("GET", "/healthz")).status == 200
     left_at = trio.current_time()
     with trio.fail_after(AFTERWARDS_S_MAX):
-        while count() != before or market.open or node.feed.readers:
+        while (
+            any(now > then for now, then in zip(count(), before, strict=True)) or market.open or node.feed.readers
+        ):
             await trio.testing.wait_all_tasks_blocked(0.01)
     took_s = trio.current_time() - left_at
     figure(
