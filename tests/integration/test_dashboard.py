@@ -122,6 +122,7 @@ def test_every_tab_shows_its_view_and_tables_sort_and_filter_by_keyboard(network
         "Earnings": "spent",
         "Why": "serve",
         "Log": "ready",
+        "Settings": "api.bind",
     }
     for tab, words in tabs.items():
         page.get_by_role("link", name=tab, exact=True).click()
@@ -133,6 +134,14 @@ def test_every_tab_shows_its_view_and_tables_sort_and_filter_by_keyboard(network
     expect(page.locator("th").first).to_have_attribute("aria-sort", "ascending")
     page.get_by_label("Filter").fill("no such peer")
     expect(page.locator("tbody tr")).to_have_count(0)
+
+
+def test_provider_is_drained_and_resumed_by_a_button(network: Network, page: Page) -> None:
+    page.goto(address(network.nodes[0]))
+    page.get_by_role("button", name="Drain").click()
+    expect(page.locator("header")).to_contain_text("takes no jobs")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_role("button", name="Drain")).to_be_visible()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])

@@ -84,10 +84,11 @@ function useTab() {
 }
 
 function Header({ status }) {
+  const [problem, setProblem] = useState(null);
   if (!status) return html`<header class="top"><h1>souk</h1></header>`;
-  const stop = async () => {
-    if (confirm("Stop this node? Running jobs are cancelled.")) await request("POST", "/api/v1/shutdown", {});
-  };
+  const ask = (path) => () => request("POST", path, {}).then(() => setProblem(null), (error) => setProblem(error.message));
+  const stop = () => confirm("Stop this node? Running jobs are cancelled.") && ask("/api/v1/shutdown")();
+  const gate = status.gate;
   return html`<header class="top">
     <h1>${status.name}</h1>
     <span class=${status.ready ? "state good" : "state bad"}>${status.ready ? "ready" : "not ready"}</span>
@@ -95,7 +96,15 @@ function Header({ status }) {
     <span>souk ${status.version}</span>
     <span>up ${duration(status.uptime_s * 1000)}</span>
     <span>${status.peers_connected} ${status.peers_connected === 1 ? "peer" : "peers"}</span>
-    <button class="quiet" onClick=${stop}>Stop</button>
+    ${gate && !gate.open && html`<span class="state">takes no jobs of peers: ${gate.reason}</span>`}
+    <span class="actions">
+      ${problem && html`<span class="bad" role="alert">${problem}</span>`}
+      ${status.role === "worker" &&
+      (gate?.drained
+        ? html`<button onClick=${ask("/api/v1/resume")}>Resume</button>`
+        : html`<button onClick=${ask("/api/v1/drain")}>Drain</button>`)}
+      <button onClick=${stop}>Stop</button>
+    </span>
   </header>`;
 }
 

@@ -175,8 +175,9 @@ export function Settings() {
     { name: "setting", value: (it) => it.name },
     { name: "value", value: (it) => JSON.stringify(it.value) },
     { name: "from", value: (it) => it.origin },
+    { name: "changed by", value: (it) => (it.live ? "souk config reload" : "a restart") },
   ];
   const view = (answer) => html`<${Table} label="Settings" columns=${columns} rows=${answer.settings} empty="No settings." />`;
   return html`<section class="panel"><h2>Settings</h2><${Answered} path="/api/v1/config" view=${view} />
-    <p class="more">They are changed in the file or with <code>--set</code>, not here.</p></section>`;
+    <p class="more">They are changed in the file, by <code>souk config set</code> or with <code>--set</code>, not here.</p></section>`;
 }
