@@ -1,6 +1,7 @@
 import json
 import pickle
 import struct
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,17 @@ def test_reader_refuses_twenty_thousand_tensors_by_the_size_of_their_header(
 def test_reader_refuses_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be read"):
         read_header(tmp_path / "none.safetensors")
+
+
+def test_hostile_safetensors_are_refused_in_milliseconds(
+    written: Callable[[bytes], Path], figure: Callable[[str, str], None]
+) -> None:
+    slowest_s = 0.0
+    for data, _ in HOSTILE.values():
+        path = written(data)
+        begun_s = time.process_time()
+        with pytest.raises(ModelError):
+            read_header(path)
+        slowest_s = max(slowest_s, time.process_time() - begun_s)
+    figure("hostile safetensors", f"{len(HOSTILE)} refused, the slowest in {slowest_s * 1000:.2f} ms of CPU")
+    assert slowest_s < 0.05
