@@ -256,7 +256,7 @@ def nothing_unpickles_or_trusts_code(module: Module) -> Iterator[Fault]:
         if not isinstance(node, ast.keyword):
             continue
         is_false = isinstance(node.value, ast.Constant) and node.value.value is False
-        if node.arg == "trust_remote_code" or (node.arg == "weights_only" and is_false):
+        if (node.arg == "trust_remote_code" and not is_false) or (node.arg == "weights_only" and is_false):
             yield node.value.lineno, f"{node.arg} lets a model file run code"
 
 

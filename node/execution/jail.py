@@ -2,7 +2,7 @@
 
 A worker reads peers' prompts with a great deal of native code. Should that code be turned, it finds no network, no
 key, no home, nobody to signal and nothing to start. Entered before torch is imported, while the process has one
-thread: neither means reaches threads that exist already. Design: reliability.md, section 3.7; decision 0015.
+thread: neither means reaches threads that exist already. Design: reliability.md, section 3.7; decision 0013.
 
 The C library is called by ctypes: the kernel's own interface is three system calls and a table, and the binding
 of libseccomp would need a library that machines with a driver and a Python often lack.

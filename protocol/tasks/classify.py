@@ -1,6 +1,6 @@
 """``classify``: images in, the likeliest classes of each out (spec 04, section 6). An image is a unit.
 
-Images travel as raw pixels: no decoder ever reads what a peer has sent (decision 0013).
+Images travel as raw pixels: no decoder ever reads what a peer has sent (decision 0011).
 """
 
 from collections.abc import Sequence

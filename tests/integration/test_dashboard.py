@@ -98,7 +98,7 @@ def test_answer_streams_and_its_job_shows_timeline_and_receipt(
     page.get_by_label("Prompt").fill("Say hello.")
     page.get_by_role("button", name="Send").click()
     expect(page.locator(".answer")).not_to_be_empty()
-    expect(page.get_by_text("first token").first).to_be_visible()
+    expect(page.get_by_text("in all")).to_be_visible(timeout=WAIT_MS)
     page.locator("table button.link").first.click()
     drawer = page.get_by_role("dialog")
     for step in ("asking", "contracted", "first token", "done"):

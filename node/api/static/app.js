@@ -96,7 +96,7 @@ function Header({ status }) {
     <span>souk ${status.version}</span>
     <span>up ${duration(status.uptime_s * 1000)}</span>
     <span>${status.peers_connected} ${status.peers_connected === 1 ? "peer" : "peers"}</span>
-    ${gate && !gate.open && html`<span class="state">takes no jobs of peers: ${gate.reason}</span>`}
+    ${gate && !gate.open && html`<span class="state">takes no jobs of peers: ${gate.reasons.join("; ") || "drained by hand"}</span>`}
     <span class="actions">
       ${problem && html`<span class="bad" role="alert">${problem}</span>`}
       ${status.role === "worker" &&
