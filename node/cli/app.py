@@ -36,6 +36,7 @@ VERBS: Final = {
     "env": ("node.cli.control:env", "Print the variables that point OpenAI clients here."),
     "doctor": ("node.cli.doctor:doctor", "Check this machine and this home."),
     "demo": ("node.cli.demo:demo", "Start a local network, buy one answer on it, stop it."),
+    "compare": ("node.cli.compare:compare", "Compare one central node with the mesh, also when a node dies."),
     "testnet": ("node.cli.testnet:testnet", "Run a network of real nodes on this machine."),
     "systemd": ("node.cli.systemd:systemd", "Print a unit file for this installation."),
     "completion": ("node.cli.completion:completion", "Print a shell's completion script."),

@@ -25,16 +25,15 @@ def simulate_real(
 ) -> int:
     """Run each scenario with each seed; ends with 1 at the first that breaks a rule, whose folder is kept."""
     from node.testnet.interrupts import Interrupts
+    from node.testnet.network import in_fp32
     from node.testnet.real import run_real
 
-    # In fp32 an answer is the same to the last token wherever it runs, and whoever goes on with it.
-    base = plan.base_config.replace("[worker]\n", '[worker]\ndtype = "fp32"\n')
     for scenario in scenarios:
         for seed in seeds:
             folder = Path(tempfile.mkdtemp(prefix=f"souk-{scenario.name}-{seed}-"))
             interrupts = Interrupts()
             with interrupts.installed():
-                here = replace(plan, folder=folder, base_config=base)
+                here = replace(in_fp32(plan), folder=folder)
                 report = run_real(scenario, seed, here, interrupts, jobs=jobs)
             emit(options, report_payload(report), table=report_text)
             if report.faults:

@@ -53,6 +53,11 @@ class Plan:
     """What is run with ``--home DIR serve``."""
 
 
+def in_fp32(plan: Plan) -> Plan:
+    """Return the plan with workers in fp32: an answer is the same to the last token wherever it runs."""
+    return replace(plan, base_config=plan.base_config.replace("[worker]\n", '[worker]\ndtype = "fp32"\n'))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One process and where it answers; ``url`` is empty until it was ready once."""

@@ -50,6 +50,8 @@ class Request:
 class Told:
     """What a stream said so far. Times are ``time.monotonic`` seconds."""
 
+    began_at: float = field(default_factory=time.monotonic)
+    """Before the connection was made."""
     pieces: list[str] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     """When each piece came."""
@@ -71,15 +73,29 @@ class Told:
         return self.finish is not None and not self.error and not self.broken
 
     @property
+    def peers(self) -> list[str]:
+        """Who worked on it, one after the other."""
+        return [phase["peer"] for _at, phase in self.phases if phase["phase"] == "contracted"]
+
+    @property
     def peer_id(self) -> str:
         """Who works on it now, or worked last."""
-        peers = [phase["peer"] for _at, phase in self.phases if phase["phase"] == "contracted"]
-        return peers[-1] if peers else ""
+        return self.peers[-1] if self.peers else ""
+
+    @property
+    def tokens_in(self) -> int:
+        """Of the prompt, as the first who worked on it counted."""
+        return next((it["tokens_in"] for _at, it in self.phases if it["phase"] == "contracted"), 0)
 
     @property
     def gap_s(self) -> float:
         """The longest silence between two pieces."""
-        return max((b - a for a, b in zip(self.times, self.times[1:], strict=False)), default=0.0)
+        return max(self.gaps_s, default=0.0)
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """The silences between two pieces."""
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
     def passed_over_at(self, peer_id: str, after: float) -> float | None:
         """Return when the requester gave ``peer_id`` up."""

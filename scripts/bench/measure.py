@@ -4,18 +4,16 @@ What is measured stands in the scripts; where nodes come from in ``local_net.py`
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+from node.testnet.machine import Machine, describe_machine
 
 ROOT: Final = Path(__file__).parent.parent.parent
 
@@ -39,26 +37,12 @@ class Row:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """Where and when; ``load_1min`` is taken before the benchmark adds its own."""
-
-    cpu: str
-    cores: int
-    load_1min: float
-    python: str
-    torch: str
-    system: str
-    date: str
-    commit: str
-
-
 @dataclass(slots=True)
 class Report:
     """Rows of one benchmark; make it before anything is measured, since it notes the load."""
 
     benchmark: str
-    machine: Machine = field(default_factory=lambda: describe_machine())
+    machine: Machine = field(default_factory=lambda: describe_quiet_machine())
     settings: dict[str, object] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
 
@@ -77,21 +61,13 @@ class Report:
         print(json.dumps(value) if as_json else format_reports([value]), flush=True)
 
 
-def describe_machine() -> Machine:
-    """Return the facts that a figure is worth nothing without; says so when the machine is busy already."""
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    if load > cores:
-        print(f"warning: load average {load:.2f} on {cores} cores: others work here too", file=sys.stderr)
-    return Machine(
-        cpu=_cpu_model(),
-        cores=cores,
-        load_1min=load,
-        python=platform.python_version(),
-        torch=importlib.metadata.version("torch"),
-        system=f"{platform.system()} {platform.machine()}",
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        commit=_commit(),
-    )
+def describe_quiet_machine() -> Machine:
+    """Return the facts about this machine; says so when it is busy already."""
+    machine = describe_machine()
+    if machine.load_1min > machine.cores:
+        busy = f"load average {machine.load_1min:.2f} on {machine.cores} cores: others work here too"
+        print(f"warning: {busy}", file=sys.stderr)
+    return machine
 
 
 def parser_of(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -135,18 +111,3 @@ def format_reports(reports: Sequence[dict[str, Any]]) -> str:  # JSON as ``Repor
 
 def _figure(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
