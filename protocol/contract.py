@@ -63,6 +63,8 @@ class Accept(SignedMessage, frozen=True, kw_only=True):
     contract_id: Hash
     accepted_at_ms: TimeMs
     tokens_in: SomeTokens
+    memory_bytes: Bytes | None = None
+    """Of the device: weights, working memory, and the cache of prompt and longest answer together."""
 
 
 class Cancel(SignedMessage, frozen=True, kw_only=True):

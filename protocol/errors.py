@@ -32,6 +32,7 @@ class DeclineCode(StrEnum):
     TASK_UNKNOWN = "task_unknown"
     PROFILE = "profile"
     CONTEXT_EXCEEDED = "context_exceeded"
+    MEMORY = "memory"
     PRICE = "price"
     CREDIT = "credit"
     EXPIRED = "expired"

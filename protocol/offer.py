@@ -59,6 +59,8 @@ class Quote(SignedMessage, frozen=True, kw_only=True):
     voucher_window_tokens: SomeTokens
     first_token_ms: DurationMs
     """An estimate, queue included; nobody is bound by it."""
+    memory_bytes: Bytes | None = None
+    """What the job takes of the device at most, as ``accept`` will say it."""
 
 
 class Decline(SignedMessage, frozen=True, kw_only=True):

@@ -103,6 +103,8 @@ class QuoteView(View, frozen=True, kw_only=True):
     price_in: int | None = None
     price_out: int | None = None
     first_token_ms: int | None = None
+    memory_bytes: int | None = None
+    """What the job would take of the provider's device; None where the provider does not say."""
     hold_ms: int | None = None
     code: str | None = None
     message: str | None = None
@@ -160,6 +162,7 @@ def quote_view(reply: QuoteReply) -> QuoteView:
                 price_in=reply.prices.tokens_in,
                 price_out=reply.prices.tokens_out,
                 first_token_ms=reply.first_token_ms,
+                memory_bytes=reply.memory_bytes,
                 hold_ms=reply.hold_ms,
             )
         case PassedOver():

@@ -20,6 +20,7 @@ _ADVICE: Final = {
     "credit": "settle what is open with it: souk ledger settle PEER",
     "spend_limit": "raise market.spend_new_peer or market.spend_pool_new, or wait until it has served you well",
     "context_exceeded": "shorten the prompt, or ask for fewer tokens with --max-tokens",
+    "memory": "others hold its device's memory; another peer, fewer tokens with --max-tokens, or later",
     "model_unknown": "its advert is older than what it serves; souk models shows what there is now",
     "expired": "the answer came too late, or the clocks differ: souk doctor checks this one",
     "draining": "it is stopping; others will be asked",

@@ -8,7 +8,7 @@ from node.cli.client import find_daemon
 from node.cli.completion import complete_model
 from node.cli.exits import Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
-from node.cli.output import Payload, columns, duration, emit, short
+from node.cli.output import Payload, columns, duration, emit, short, size
 
 
 @click.command(cls=SoukCommand)
@@ -29,7 +29,7 @@ def quote(options: Globals, model: str, tokens_in: int, tokens_out: int) -> int:
 
 
 def _table(payload: Payload) -> str:
-    titles = ("PEER", "AT MOST µc", "IN", "OUT", "FIRST TOKEN", "HOLDS", "")
+    titles = ("PEER", "AT MOST µc", "IN", "OUT", "FIRST TOKEN", "MEMORY", "HOLDS", "")
     return columns(titles, [_row(it) for it in payload["quotes"]])
 
 
@@ -41,6 +41,7 @@ def _row(it: dict[str, Any]) -> list[object]:  # JSON of the daemon
         it.get("price_in"),
         it.get("price_out"),
         duration(None if first_ms is None else first_ms / 1000),
+        size(it.get("memory_bytes")),
         duration(None if hold_ms is None else hold_ms / 1000),
         "" if it.get("code") is None else f"{it['code']}: {it.get('message')}",
     ]

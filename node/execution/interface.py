@@ -61,10 +61,20 @@ class ServedModel:
     """What ran it, for receipts: ``torch 2.13.0; cpu avx512; bf16; sdpa``."""
     cache_bytes_per_token: int = 0
     """What one token of one sequence keeps on the device."""
+    fixed_bytes: int = 0
+    """What a job needs there whatever its length: weights and working memory."""
+    is_context_cut: bool = False
+    """Its context is shorter than model and configuration allow: the device has no room for more now."""
+    lacks: Literal["memory", "jobs"] | None = None
+    """Why it cannot be loaded now: ``memory`` that others hold, or running ``jobs`` of other models."""
     is_loaded: bool = True
     """Whether it lies on its device now; the next job for it loads it otherwise."""
     delivered_tokens_per_s_milli: int | None = None
     """What jobs really got, to be held against ``tokens_per_s_milli``; ``None`` before the first one ended."""
+
+    def job_bytes(self, tokens: int) -> int:
+        """Return what a job of so many tokens, prompt and answer together, takes of the device."""
+        return self.fixed_bytes + self.cache_bytes_per_token * min(tokens, self.context_tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

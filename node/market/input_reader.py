@@ -3,25 +3,12 @@
 Whether the terms suit is ``provider.py``'s to say; what the model makes of the input is its worker's.
 """
 
-from node.execution.interface import ServedModel
-from node.market.admission import Refused
 from node.market.party import Line
 from protocol.contract import SALT_BYTES, Contract, hash_input
-from protocol.errors import DeclineCode, Reason, RemoteProtocolError
+from protocol.errors import Reason, RemoteProtocolError
 from protocol.framing import InputFrame
 from protocol.task import GenerateInput
 from protocol.tasks.registry import TaskInput, decode_task_input_untrusted
-
-
-def check_context(model: ServedModel, tokens_out_max: int) -> None:
-    """Raises: Refused."""
-    # A prompt has at least one token; the exact count comes with the input.
-    if tokens_out_max >= model.context_tokens:
-        raise Refused(
-            DeclineCode.CONTEXT_EXCEEDED,
-            f"{tokens_out_max} answer tokens do not fit a context of {model.context_tokens}",
-            tokens_max=model.context_tokens - 1,
-        )
 
 
 async def read_input_untrusted(line: Line, terms: Contract) -> tuple[bytes, TaskInput]:

@@ -60,6 +60,8 @@ class PassedOver:
     message: str
     retry_after_s: float = 0.0
     """When it asks to be tried again, if it does."""
+    tokens_max: int | None = None
+    """The longest answer that it would take on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ import trio
 from node.config import MarketSection
 from node.errors import (
     ExecutionError,
-    JobRefusedError,
     KnownContractError,
     LedgerDiskError,
     LedgerError,
@@ -22,7 +21,8 @@ from node.execution.interface import Executor, Prompt, ServedModel
 from node.ledger.ledger import PROBE_S
 from node.market.accepted import Accepted, first_row
 from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
-from node.market.input_reader import check_context, read_input_untrusted
+from node.market.fit import check_fits, refused_by
+from node.market.input_reader import read_input_untrusted
 from node.market.late import LateContract
 from node.market.party import Line, Party
 from node.market.presence import run_unless_left
@@ -46,11 +46,6 @@ log = logging.getLogger(__name__)
 FIRST_WORD_S: Final = 10.0
 """Within this a peer that opens a stream has to have said what it wants."""
 INPUT_WAIT_S: Final = 10.0
-DECLINE_CODES: Final = {
-    "model_unknown": DeclineCode.MODEL_UNKNOWN,
-    "context_exceeded": DeclineCode.CONTEXT_EXCEEDED,
-    "input": DeclineCode.INPUT,
-}
 
 
 class Provider:
@@ -134,7 +129,7 @@ class Provider:
         if not is_of_now or wanted.end_by_ms <= max(now_ms, wanted.sent_at_ms):
             raise Refused(DeclineCode.EXPIRED, f"the ask is of {wanted.sent_at_ms}, here it is {now_ms} (Unix ms)")
         model = self._model(wanted)
-        check_context(model, wanted.tokens_out_max)
+        check_fits(model, wanted.tokens_out_max)
         bound = price_bound(
             self.prices,
             tokens_in_max=min(wanted.tokens_in_max, model.context_tokens),
@@ -160,6 +155,7 @@ class Provider:
                 credit=credit,
                 voucher_window_tokens=self._config.voucher_window_tokens,
                 first_token_ms=self.queue_ms(),
+                memory_bytes=model.job_bytes(wanted.tokens_in_max + wanted.tokens_out_max),
             )
         )
         until = now + limits.QUOTE_HOLD_MS_MAX / MS_PER_S
@@ -335,7 +331,7 @@ class Provider:
         now, quote_id = trio.current_time(), MessageId(terms.answers)
         market = self._admission.promised(quote_id, contract.signer, now) or self._config
         model = self._model(terms)
-        check_context(model, terms.tokens_out_max)
+        check_fits(model, terms.tokens_out_max)
         if terms.dtype != model.dtype:
             raise Refused(DeclineCode.PROFILE, f"served in {model.dtype}, the contract says {terms.dtype}")
         if not not_dearer(_prices(market), than=terms.prices):
@@ -383,14 +379,9 @@ class Provider:
         model_id, tokens_out_max, scope = ModelId(terms.model_id), terms.tokens_out_max, bytes(terms.requester)
         try:
             prompt = await self._executor.prepare(key, model_id, task_input, tokens_out_max, scope=scope)
-        except JobRefusedError as exc:
-            raise Refused(
-                DECLINE_CODES.get(exc.code, DeclineCode.FAILED), str(exc), tokens_max=exc.tokens_out_max
-            ) from exc
         except ExecutionError as exc:
-            if exc.code == "model_busy":
-                raise Refused(DeclineCode.BUSY, str(exc), retry_after_ms=RETRY_MS) from exc
-            raise Refused(DeclineCode.FAILED, f"the worker is not available: {exc}") from exc
+            # As it is now: loading it may have found less room than there was.
+            raise refused_by(exc, self._model(terms)) from exc
         if prompt.tokens_in > terms.tokens_in_max:
             await self._executor.release(prompt)
             raise Refused(
@@ -408,7 +399,12 @@ class Provider:
         if now_ms > contract.message.accept_by_ms + limits.CLOCK_SKEW_MS_MAX:
             raise Refused(DeclineCode.EXPIRED, "the offer lapsed while the prompt was read")
         accept = self._party.sign(
-            Accept(contract_id=contract.message_id, accepted_at_ms=now_ms, tokens_in=prompt.tokens_in)
+            Accept(
+                contract_id=contract.message_id,
+                accepted_at_ms=now_ms,
+                tokens_in=prompt.tokens_in,
+                memory_bytes=model.job_bytes(prompt.tokens_in + contract.message.tokens_out_max),
+            )
         )
         entries = [
             self._party.entry(signed, contract.message.job_id, contract.signer, contract_id=contract.message_id)

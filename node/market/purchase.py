@@ -36,6 +36,7 @@ class AttemptFailedError(Exception):
         *,
         wait_s: float = 0.0,
         retry_after_s: float = 0.0,
+        tokens_max: int | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -43,6 +44,8 @@ class AttemptFailedError(Exception):
         """An offer of ours may still be open for so long: no second contract before that."""
         self.retry_after_s = retry_after_s
         """The provider's own word on when to come back."""
+        self.tokens_max = tokens_max
+        """The longest answer that it would take on."""
 
     @classmethod
     def declined(cls, decline: Decline) -> "AttemptFailedError":
@@ -54,7 +57,7 @@ class AttemptFailedError(Exception):
             message += f" (from {decline.price_min} µc on)"
         # A stranger's number decides how long we wait: within what a quote may be held.
         retry_ms = min(decline.retry_after_ms or 0, limits.QUOTE_HOLD_MS_MAX)
-        return cls(decline.code, message, retry_after_s=retry_ms / MS_PER_S)
+        return cls(decline.code, message, retry_after_s=retry_ms / MS_PER_S, tokens_max=decline.tokens_max)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,8 @@ class Offered:
     price_max_microcredits: Microcredits
     """For the whole job, if it uses all that was asked for."""
     first_token_ms: int
+    memory_bytes: int | None
+    """What the job would take of the provider's device."""
     hold_ms: int
 
 
@@ -169,6 +171,7 @@ class Quotes:
             prices=terms.prices,
             price_max_microcredits=terms.price_max,
             first_token_ms=quote.message.first_token_ms,
+            memory_bytes=quote.message.memory_bytes,
             hold_ms=max(quote.message.hold_until_ms - self._party.now_ms(), 0),
         )
 

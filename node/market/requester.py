@@ -28,17 +28,16 @@ from node.market.order import (
     Finished,
     JobEvent,
     JobFailedError,
-    NobodyWillingError,
     Order,
     OrderCancelledError,
     OrderError,
     PassedOver,
-    PromptTooLongError,
     UnknownModelError,
     WrongTaskError,
 )
 from node.market.party import Party
 from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, Terms, make_purchase
+from node.market.refusals import counter_offer, nobody, refusal
 from node.market.requester_job import RESUME_WAIT_S, RequesterJob
 from node.market.spending import Spending
 from node.market.trace import OrderTrace
@@ -200,7 +199,7 @@ class Requester:
             )
             answer_log = await self._generate_here(order, prompt, trace)
         except JobRefusedError as exc:
-            raise _refusal(exc.code, str(exc)) from exc
+            raise refusal(exc.code, str(exc)) from exc
         except ExecutionError as exc:
             raise JobFailedError(str(exc), code=exc.code) from exc
         except BaseException:
@@ -277,6 +276,13 @@ class Requester:
         while answer_log.finish is None and answer_log.units < order.tokens_out_max:
             purchase = make_purchase(order, job_id, answer_log, price_max=price_max, ends_at=ends_at)
             candidates = await self._next_candidates(purchase, refusals, patience_ends_at=began + BUSY_PATIENCE_S)
+            if not candidates:
+                counter = counter_offer(purchase, refusals.values())
+                if counter is None:
+                    raise nobody(answer_log, tuple(refusals.values()))
+                order = replace(order, tokens_out_max=answer_log.units + counter.tokens_out_max)
+                del refusals[counter.peer_id]
+                continue
             await trace.send(Asking(job_id=job_id, peer_ids=tuple(it.peer_id for it in candidates)))
             for candidate in candidates:
                 last_peer, model = candidate.peer_id, candidate.offer.name
@@ -305,9 +311,9 @@ class Requester:
     async def _next_candidates(
         self, purchase: Purchase, refusals: dict[PeerId, PassedOver], *, patience_ends_at: float
     ) -> list[Candidate]:
-        """Return whom to try now: those not tried yet, else, after a pause, those that were busy.
+        """Return whom to try now: those not tried yet, else, after a pause, those that were busy, else nobody.
 
-        Raises: OrderError: nobody is left.
+        Raises: OrderError: there never was anybody.
         """
         if not refusals:
             return await self._find(purchase)
@@ -322,7 +328,7 @@ class Requester:
             again = [it for it in self._ranked(purchase) if it.peer_id in busy]
             if again:
                 return again
-        raise _nobody(purchase.log, tuple(refusals.values()))
+        return []
 
     async def _find(self, purchase: Purchase) -> list[Candidate]:
         """Return who may be tried, best first. Raises: UnknownModelError."""
@@ -392,7 +398,11 @@ class Requester:
                 return await self._try(asked, candidate, refusals, trace)
             # Whatever it says, the next one is asked: a liar's "bad input" must not end everybody's orders.
             passed = PassedOver(
-                peer_id=candidate.peer_id, code=exc.code, message=str(exc), retry_after_s=exc.retry_after_s
+                peer_id=candidate.peer_id,
+                code=exc.code,
+                message=str(exc),
+                retry_after_s=exc.retry_after_s,
+                tokens_max=exc.tokens_max,
             )
             refusals[candidate.peer_id] = passed
             if isinstance(exc.__cause__, RemoteProtocolError):
@@ -463,22 +473,3 @@ class Requester:
             stream = await self._network.open_stream(candidate.peer_id, QUOTE_PROTOCOL)
         async with stream:
             return await job.ask(stream)
-
-
-def _refusal(code: str, message: str) -> OrderError:
-    if code == DeclineCode.CONTEXT_EXCEEDED:
-        return PromptTooLongError(message)
-    return JobFailedError(message, code=code)
-
-
-def _nobody(answer_log: AnswerLog, refusals: tuple[PassedOver, ...]) -> OrderError:
-    """Name the failure: the answer was cut, the prompt fits nowhere, or nobody wanted the job."""
-    if answer_log.units:
-        last = refusals[-1]
-        return JobFailedError(
-            f"the answer was cut after {answer_log.units} tokens, nobody is left to go on: {last.message}",
-            code=str(last.code),
-        )
-    if refusals and all(passed.code == DeclineCode.CONTEXT_EXCEEDED for passed in refusals):
-        return PromptTooLongError(refusals[0].message)
-    return NobodyWillingError(refusals)

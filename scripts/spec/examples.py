@@ -122,6 +122,7 @@ def quote(ask_id: MessageId) -> Quote:
         credit=1_000,
         voucher_window_tokens=4,
         first_token_ms=180,
+        memory_bytes=272_171_008,
     )
 
 
@@ -160,6 +161,10 @@ def contract(answers: MessageId) -> Contract:
         credit=1_000,
         voucher_window_tokens=4,
     )
+
+
+def accept(contract_id: MessageId) -> Accept:
+    return Accept(contract_id=contract_id, accepted_at_ms=NOW_MS + 95, tokens_in=23, memory_bytes=271_226_368)
 
 
 def cancel(contract_id: MessageId) -> Cancel:
@@ -237,7 +242,7 @@ def whole_job() -> Conversation:
     for frame in split_input(SALT, INPUT_BYTES):
         talk.send("requester", frame)
     contract_id = offered.message_id
-    talk.say("provider", "job", Accept(contract_id=contract_id, accepted_at_ms=NOW_MS + 95, tokens_in=23))
+    talk.say("provider", "job", accept(contract_id))
     talk.send("provider", AliveFrame())
     giving = ProviderAccount(contract_id, terms, salt=SALT, tokens_in=23)
     taking = RequesterAccount(contract_id, terms, salt=SALT, tokens_in=23)

@@ -338,7 +338,12 @@ class Dialler:
         price = Microcredits(enquiry.tokens_in + 2 * enquiry.tokens_out_max)
         prices = Prices(fixed=0, tokens_in=1, tokens_out=2, per_s=0)
         offered = Offered(
-            peer_id=PEER, prices=prices, price_max_microcredits=price, first_token_ms=30, hold_ms=15_000
+            peer_id=PEER,
+            prices=prices,
+            price_max_microcredits=price,
+            first_token_ms=30,
+            memory_bytes=None,
+            hold_ms=15_000,
         )
         return [offered, PassedOver(peer_id=PEER, code="silent", message="no quote in time")]
 

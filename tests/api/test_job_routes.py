@@ -161,12 +161,14 @@ async def test_quotes_show_terms_and_refusals(nursery: trio.Nursery) -> None:
     node = await serve_node(nursery)
     body = {"model": "tiny", "prompt_tokens": 100, "max_tokens": 50}
     reply = await node.call("POST", "/api/v1/quote", body=body)
-    empty = dict.fromkeys(("price_max_microcredits", "price_in", "price_out", "first_token_ms", "hold_ms", "code"))
+    numbers = ("price_max_microcredits", "price_in", "price_out", "first_token_ms", "memory_bytes", "hold_ms")
+    empty = dict.fromkeys((*numbers, "code"))
     offered = {
         "price_max_microcredits": 200,
         "price_in": 1,
         "price_out": 2,
         "first_token_ms": 30,
+        "memory_bytes": 5,
         "hold_ms": 15_000,
     }
     refused = {"code": "silent", "message": "no quote in time"}

@@ -4,7 +4,7 @@ from tests.cli.fakes import PEER, FakeDaemon, souk
 
 OFFER = {
     "peer_id": PEER, "price_max_microcredits": 1_400, "price_in": 200_000, "price_out": 800_000,
-    "first_token_ms": 30, "hold_ms": 15_000, "code": None, "message": None,
+    "first_token_ms": 30, "memory_bytes": 272_171_008, "hold_ms": 15_000, "code": None, "message": None,
 }  # fmt: skip
 REFUSAL = dict.fromkeys(OFFER) | {"peer_id": PEER, "code": "busy", "message": "8 of 8 slots"}
 
@@ -15,7 +15,7 @@ def test_quotes_are_a_table_of_offers_and_refusals(daemon: FakeDaemon) -> None:
     assert daemon.body == {"model": "smol", "prompt_tokens": 100, "max_tokens": 50}
     _head, offer, refusal = ran.out.splitlines()
     assert ran.code == 0
-    for part in ("…bziXHP7Z", "1,400", "800,000", "30 ms", "15.0 s"):
+    for part in ("…bziXHP7Z", "1,400", "800,000", "30 ms", "259.6 MiB", "15.0 s"):
         assert part in offer
     assert "busy: 8 of 8 slots" in refusal
 

@@ -108,13 +108,13 @@ advert: sequence time, issued_at_ms time, expires_at_ms time, versions version[1
 ask: job_id job-key, provider key, sent_at_ms time, end_by_ms time, task generate, model_id id, input_bytes bytes,
     tokens_in_max tokens+, tokens_out_max tokens+, price_max money
 quote: ask_id id, hold_until_ms time, dtype dtype, profile label, prices prices, price_max money, credit money,
-    voucher_window_tokens tokens+, first_token_ms duration
+    voucher_window_tokens tokens+, first_token_ms duration, memory_bytes? bytes
 decline: refers_to id, code code, message text, retry_after_ms? duration, tokens_max? tokens, price_min? money
 contract: version version, job_id job-key, requester key, provider key, answers id, made_at_ms time,
     accept_by_ms time, start_by_ms time, end_by_ms time, task generate, model_id id, dtype dtype,
     sampling sampling, input_hash id, input_bytes 1..1048576, tokens_held tokens, tokens_in_max tokens+,
     tokens_out_max tokens+, prices prices, price_max money, credit money, voucher_window_tokens tokens+
-accept: contract_id id, accepted_at_ms time, tokens_in tokens+
+accept: contract_id id, accepted_at_ms time, tokens_in tokens+, memory_bytes? bytes
 meter: contract_id id, number ordinal, tokens_in tokens+, tokens_out tokens, duration_ms duration,
     cumulative money, output_hash id, final bool
 voucher: contract_id id, number ordinal, cumulative money, meter ordinal
