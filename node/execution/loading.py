@@ -37,6 +37,7 @@ from node.execution.worker_process import WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
 from protocol.fields import Task
+from protocol.profile import Profile
 from protocol.task import GENERATE
 from protocol.tasks.registry import INPUTS
 from protocol.units import ModelId
@@ -339,7 +340,7 @@ class DeviceModels:
         log.info("model unloaded", extra={"model": name, "device": self._loader.setup.choice.name})
 
     def _entry(self, fit: _Fit, plan: MemoryPlan) -> ServedModel:
-        ready, choice = self._ready, self._loader.setup.choice
+        choice = self._loader.setup.choice
         speed = self._loader.speed(fit.model.model_id)
         assert speed is not None
         return ServedModel(
@@ -352,8 +353,19 @@ class DeviceModels:
             tokens_per_s_milli=speed,
             memory_bytes=plan.total_bytes,
             slots=plan.slots,
-            profile=f"{ready.runtime}; {choice.kind} {ready.architecture}; {fit.dtype}; {fit.attention}",
+            profile=self._profile(fit).label,
             cache_bytes_per_token=fit.cache_bytes_per_token,
+        )
+
+    def _profile(self, fit: _Fit) -> Profile:
+        runtime, _, version = self._ready.runtime.partition(" ")
+        return Profile(
+            runtime=runtime,
+            version=version,
+            device=self._loader.setup.choice.kind,
+            architecture=self._ready.architecture,
+            dtype=fit.dtype,
+            kernels=fit.attention,
         )
 
 

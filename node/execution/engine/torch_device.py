@@ -30,7 +30,19 @@ def open_device(name: str, threads: int) -> torch.device:
             raise ExecutionError(f"expected CUDA device {name}, torch sees {found} CUDA devices", code="device")
         torch.cuda.set_device(device)
     torch.set_num_threads(threads)
+    fix_numerics()
     return device
+
+
+def fix_numerics() -> None:
+    """Make products what the profiles say (spec 04, section 10): fp32 is fp32, and 16 bits are summed up in fp32.
+
+    torch's defaults are others: cuDNN takes TF32 for convolutions, and partial sums of split 16-bit products are
+    16 bits wide.
+    """
+    torch.backends.fp32_precision = "ieee"  # type: ignore[attr-defined]  # a property of the module
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def limit_memory(device: torch.device, percent: int) -> None:
