@@ -342,7 +342,7 @@ class Dialler:
             prices=prices,
             price_max_microcredits=price,
             first_token_ms=30,
-            memory_bytes=None,
+            memory_bytes=5,
             hold_ms=15_000,
         )
         return [offered, PassedOver(peer_id=PEER, code="silent", message="no quote in time")]
