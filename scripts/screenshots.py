@@ -50,12 +50,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         network = Network(Path(folder))
         base = (ROOT / "configs" / "testnet.toml").read_text("utf-8")
-        plan = Plan(folder=Path(folder), nodes=3, providers=2, models_dir=STORE, base_config=base)
+        plan = Plan(folder=Path(folder), nodes=3, providers=1, models_dir=STORE, base_config=base)
         try:
             network.up(plan, Interrupts())
             for question in QUESTIONS:
                 souk(network.nodes[2], "run", "smollm2-135m-instruct", question, "--max-tokens", "48")
-            take(souk(network.nodes[2], "open", "--no-browser").strip(), out)
+            take(souk(network.nodes[0], "open", "--no-browser").strip(), out)
         finally:
             network.down()
     print(out)
