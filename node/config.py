@@ -57,6 +57,12 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     """Prompt and answer together; bounded by the model's own context as well."""
     inter_token_ms: Annotated[int, Meta(ge=10, le=60_000)] = 200
     """The longest that an answer should wait for its next token while other prompts are read."""
+    vllm_python: Annotated[str, Meta(pattern=r"^(/.*)?$")] = ""
+    """The interpreter of an environment with vLLM, whose server then computes text; empty: this engine does."""
+    vllm_cards: Annotated[int, Meta(ge=1, le=64)] = 1
+    """CUDA devices that share each model by tensor parallelism."""
+    vllm_args: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
+    """More arguments of its server, such as "--enforce-eager"."""
     warm_spare: bool = False
     """A second worker for each device waits for the first one to die."""
     jail: Literal["auto", "off", "required"] = "auto"

@@ -28,6 +28,7 @@ from protocol.units import ModelId
 log = logging.getLogger(__name__)
 
 START_S_MAX: Final = 120.0
+_VLLM_UNJAILED: Final = "vLLM's server needs sockets and programs"
 
 
 class Changes:
@@ -211,7 +212,11 @@ class DeviceWorker:
 
     def _start(self, nursery: trio.Nursery, *, is_held: bool = False) -> _Candidate:
         limits = WorkerLimits(
-            jail=Jail(mode=self._setup.config.jail, readable=self._setup.readable),
+            jail=Jail(
+                mode=self._setup.config.jail,
+                readable=self._setup.readable,
+                impossible=_VLLM_UNJAILED if self._setup.config.vllm_python else "",
+            ),
             memory_bytes_max=self._memory_bytes_max(),
             is_held=is_held,
         )

@@ -7,7 +7,7 @@ library (NVML) order devices differently. CUDA paths: not run on a GPU yet.
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -46,6 +46,8 @@ class DeviceChoice:
 
     kind: Literal["cuda", "cpu"]
     index: int = 0
+    cards: int = 1
+    """With those that follow it: they share each model."""
 
     @property
     def name(self) -> str:
@@ -89,6 +91,24 @@ def read_nvml(nvml: Any | None) -> tuple[NvmlDevice, ...]:  # Any: as load_nvml 
         uuid = None if handle is None else _text(ask(nvml.nvmlDeviceGetUUID, handle))
         devices.append(NvmlDevice(uuid=uuid, driver=driver))
     return tuple(devices)
+
+
+def share_devices(choices: tuple[DeviceChoice, ...], cards: int) -> tuple[DeviceChoice, ...]:
+    """Return ``choices`` with every ``cards`` neighbouring CUDA devices as one; the CPU stays what it is.
+
+    Raises:
+        ConfigError: they are no neighbours, or some are left over.
+    """
+    if cards == 1 or any(choice.kind == "cpu" for choice in choices):
+        return choices
+    groups = [choices[i : i + cards] for i in range(0, len(choices), cards)]
+    for group in groups:
+        if [choice.index for choice in group] != list(range(group[0].index, group[0].index + cards)):
+            names = ", ".join(choice.name for choice in group)
+            raise ConfigError(
+                [f"worker.vllm_cards: expected {cards} neighbouring devices for each model, got {names}"]
+            )
+    return tuple(replace(group[0], cards=cards) for group in groups)
 
 
 def choose_devices(
@@ -142,8 +162,9 @@ def report_device(
         index=choice.index,
         name=ready.name or cpu.name,
         architecture=ready.architecture,
-        memory_total_bytes=ready.memory_total_bytes or cpu.memory_total_bytes,
-        memory_free_bytes=cpu.memory_free_bytes if ready.memory_free_bytes is None else ready.memory_free_bytes,
+        memory_total_bytes=choice.cards * (ready.memory_total_bytes or cpu.memory_total_bytes),
+        memory_free_bytes=choice.cards
+        * (cpu.memory_free_bytes if ready.memory_free_bytes is None else ready.memory_free_bytes),
         dtypes=ready.dtypes,
         driver=same[0].driver if same else None,
         matmul_gflops=measured.matmul_gflops if measured else None,

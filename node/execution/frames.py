@@ -32,6 +32,14 @@ class Setup(Frame, frozen=True, kw_only=True):
     """Of a CUDA device's memory, what the worker may fill; a CPU worker is watched from outside."""
 
 
+class VllmUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """That vLLM's server computes a model, and on how many cards."""
+
+    python: str
+    cards: int = 1
+    arguments: tuple[str, ...] = ()
+
+
 class Load(Frame, frozen=True, kw_only=True):
     """Load a model and reserve its cache; answered by ``Loaded`` or ``Failed`` with this ``request``."""
 
@@ -48,6 +56,8 @@ class Load(Frame, frozen=True, kw_only=True):
     task: Task = "generate"
     memory_bytes_max: int = 0
     """What the worker may take in all once this is loaded; 0: no bound."""
+    vllm: VllmUse | None = None
+    """For text; ``None``: the worker computes it itself."""
 
 
 class Unload(Frame, frozen=True, kw_only=True):
@@ -149,6 +159,8 @@ class Ready(Frame, frozen=True, kw_only=True):
 
 class Loaded(Frame, frozen=True, kw_only=True):
     request: int
+    kernels: str = "sdpa"
+    """What computes it, as profiles name it; of another runtime than torch, that and its version."""
 
 
 class Unloaded(Frame, frozen=True, kw_only=True):

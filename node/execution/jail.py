@@ -107,6 +107,8 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     writable: tuple[str, ...] = ()
     may_exec: bool = False
     """For code that is compiled while it runs: the compiler is a program."""
+    impossible: str = ""
+    """Why this worker cannot be confined at all; empty when it can."""
 
 
 def enter_jail(jail: Jail) -> str:
@@ -120,6 +122,12 @@ def enter_jail(jail: Jail) -> str:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold prompts
     if jail.mode == "off":
         return "none: switched off"
+    if jail.impossible and jail.mode == "required":
+        raise ExecutionError(
+            f'worker.jail is required, and {jail.impossible}: set worker.jail = "auto"', code="jail"
+        )
+    if jail.impossible:
+        return f"none: {jail.impossible}"
     missing = []
     tiers = []
     for name, enter in (("landlock", _enter_landlock), ("seccomp", _enter_seccomp)):

@@ -17,7 +17,17 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
 from node.execution.energy import EnergyBook, device_counter
-from node.execution.frames import DeviceMeasured, Load, Measure, Measured, MeasureDevice, Ready, Unload
+from node.execution.frames import (
+    DeviceMeasured,
+    Load,
+    Loaded,
+    Measure,
+    Measured,
+    MeasureDevice,
+    Ready,
+    Unload,
+    VllmUse,
+)
 from node.execution.interface import DeviceReport, Dtype, ServedModel
 from node.execution.job_meter import JobMeter
 from node.execution.measurements import Delivered, DeviceRates, Measurements
@@ -46,6 +56,7 @@ log = logging.getLogger(__name__)
 
 # A hundred gigabytes from a disk that reads 200 MB/s.
 LOAD_S_MAX: Final = 600.0
+VLLM: Final = "vllm"
 # Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
 # core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
 # from the literature: not run on a GPU yet.
@@ -97,6 +108,8 @@ class ModelLoader:
         self.setup = setup
         self.wanted = {model.model_id: model for model in setup.models}
         self.delivered: defaultdict[ModelId, Delivered] = defaultdict(Delivered)
+        self.kernels: dict[ModelId, str] = {}
+        """What computed a model when it was loaded last."""
 
     async def load_all(self, process: WorkerProcess, ready: Ready) -> "DeviceModels":
         """Load the wanted models, pinned ones first; a model that fails is logged and left out.
@@ -275,7 +288,9 @@ class DeviceModels:
         if task == GENERATE:
             shape = await trio.to_thread.run_sync(read_decoder_shape, model.folder)
             dtype = choose_dtype(config.dtype, self._ready.dtypes)
-            if shape.backend != "torch":
+            if config.vllm_python:
+                attention = VLLM
+            elif shape.backend != "torch":
                 attention = shape.backend
             per_token = kv_bytes_per_token(shape, dtype)
             largest = plan_model(
@@ -307,6 +322,7 @@ class DeviceModels:
         # Shielded: half a load would lie in the worker's memory, and in nobody's books.
         with trio.CancelScope(shield=True):
             with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+                config = self._loader.setup.config
                 load = Load(
                     request=request.number,
                     model=model_id,
@@ -315,13 +331,17 @@ class DeviceModels:
                     slots=plan.slots,
                     context_tokens=plan.context_tokens,
                     prefill_tokens=PREFILL_TOKENS[self._loader.setup.choice.kind],
-                    inter_token_ms=self._loader.setup.config.inter_token_ms,
+                    inter_token_ms=config.inter_token_ms,
                     task=fit.task,
-                    memory_bytes_max=self._loader.setup.config.memory_bytes_max,
+                    # The kernel would hold vLLM's processes to it as well, each by itself.
+                    memory_bytes_max=0 if config.vllm_python else config.memory_bytes_max,
+                    vllm=_vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
                 )
                 await request.send(load)
-                await request.receive()
-            is_pinned = fit.model.name in self._loader.setup.config.pinned
+                answer = await request.receive()
+            assert isinstance(answer, Loaded)
+            self._loader.kernels[model_id] = answer.kernels
+            is_pinned = fit.model.name in config.pinned
             self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             if self._loader.speed(model_id) is None:
                 speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
@@ -358,15 +378,23 @@ class DeviceModels:
         )
 
     def _profile(self, fit: _Fit) -> Profile:
-        runtime, _, version = self._ready.runtime.partition(" ")
+        kernels = self._loader.kernels.get(fit.model.model_id, fit.attention)
+        is_own = fit.attention == VLLM
+        runtime, _, version = (kernels if is_own else self._ready.runtime).partition(" ")
         return Profile(
             runtime=runtime,
-            version=version,
+            version=version or "unknown",
             device=self._loader.setup.choice.kind,
             architecture=self._ready.architecture,
+            cards=self._loader.setup.choice.cards,
             dtype=fit.dtype,
-            kernels=fit.attention,
+            kernels="paged" if is_own else kernels,
+            sampler="own" if is_own else "spec",
         )
+
+
+def _vllm_use(config: WorkerSection, choice: DeviceChoice) -> VllmUse:
+    return VllmUse(python=config.vllm_python, cards=choice.cards, arguments=config.vllm_args)
 
 
 async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:

@@ -17,7 +17,7 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
 from node.execution.device_worker import Changes, DeviceWorker
-from node.execution.devices import choose_devices, load_nvml, read_nvml, worker_environment
+from node.execution.devices import choose_devices, load_nvml, read_nvml, share_devices, worker_environment
 from node.execution.frames import Prepare, Prepared, PrepareItems, Start
 from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
 from node.execution.loading import DeviceModels, DeviceSetup, LocalModel
@@ -290,6 +290,9 @@ class WorkerPool:
 
     def _setups(self, models: tuple[LocalModel, ...]) -> list[DeviceSetup]:
         nvml = () if self._config.devices == "cpu" else read_nvml(load_nvml())
+        choices = choose_devices(self._config.devices, nvml, os.environ)
+        if self._config.vllm_python:
+            choices = share_devices(choices, self._config.vllm_cards)
         threads = self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
         return [
             DeviceSetup(
@@ -305,7 +308,7 @@ class WorkerPool:
                 readable=tuple({str(model.folder.parent) for model in models}),
                 measurements=self._measurements,
             )
-            for choice in choose_devices(self._config.devices, nvml, os.environ)
+            for choice in choices
         ]
 
 

@@ -12,6 +12,7 @@ from node.execution.devices import (
     read_cpu,
     read_nvml,
     report_device,
+    share_devices,
     worker_environment,
 )
 from node.execution.frames import Ready
@@ -143,3 +144,17 @@ def test_machines_memory_counts_when_there_is_no_limit(tmp_path: Path, limit: st
     facts = read_cpu(proc=tmp_path, cgroup=tmp_path)
     assert facts.name == "cpu"
     assert 0 < facts.memory_free_bytes <= facts.memory_total_bytes < 1 << 60
+
+
+def test_neighbouring_cards_share_a_model() -> None:
+    four = tuple(DeviceChoice(kind="cuda", index=i) for i in range(4))
+    assert [(choice.name, choice.cards) for choice in share_devices(four, 2)] == [("cuda:0", 2), ("cuda:2", 2)]
+    assert share_devices(four, 1) == four
+    cpu = (DeviceChoice(kind="cpu"),)
+    assert share_devices(cpu, 4) == cpu
+
+
+@pytest.mark.parametrize("indexes", [(0, 1, 2), (0, 2), (1, 0)])
+def test_cards_that_are_no_neighbours_share_nothing(indexes: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"worker\.vllm_cards"):
+        share_devices(tuple(DeviceChoice(kind="cuda", index=i) for i in indexes), 2)

@@ -87,3 +87,10 @@ def test_worker_does_not_start_when_a_jail_is_required_and_there_is_none() -> No
     ) as refused:
         enter_jail(Jail(mode="required"))
     assert refused.value.code == "jail"
+
+
+def test_worker_says_why_it_cannot_be_confined_and_refuses_when_it_must_be() -> None:
+    assert enter_jail(Jail(mode="auto", impossible="it needs sockets")) == "none: it needs sockets"
+    with pytest.raises(ExecutionError, match="it needs sockets") as raised:
+        enter_jail(Jail(mode="required", impossible="it needs sockets"))
+    assert raised.value.code == "jail"

@@ -1,9 +1,10 @@
 """What every backend gives a worker: a model's sizes, an engine that chooses tokens, and a reader that re-checks.
 
-``load_backend`` picks one by the configuration: the engine's own decoder for the families it knows, and
-``transformers`` for the rest.
+``load_backend`` picks one by the configuration: the engine's own decoder for the families it knows,
+``transformers`` for the rest, and vLLM's server for all where the operator has one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -14,7 +15,8 @@ from node.execution.engine.engine import Chosen, Engine
 from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import LlamaReader, Scores
-from node.execution.frames import Load
+from node.execution.engine.vllm_backend import VllmEngine, load_vllm
+from node.execution.frames import Load, VllmUse
 from node.execution.shape import DecoderShape, LlamaShape, read_decoder_shape
 
 TORCH_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,7 +56,12 @@ class Backend:
 
     model: Model
     engine: TokenEngine
-    scores: Scores
+    scores: Scores | None
+    """``None``: it cannot re-check answers."""
+    kernels: str = "sdpa"
+    """As ``frames.Loaded`` names them."""
+    close: Callable[[], None] = lambda: None
+    """Ends what would outlive the model's memory."""
 
 
 def load_backend(load: Load, device: torch.device) -> Backend:
@@ -65,6 +72,8 @@ def load_backend(load: Load, device: torch.device) -> Backend:
     """
     folder, dtype = Path(load.folder), TORCH_DTYPES[load.dtype]
     shape = read_decoder_shape(folder)
+    if load.vllm is not None:
+        return _vllm_backend(load, load.vllm, shape, device)
     beside = max(1, load.prefill_tokens // SCORE_SHARE)
     if not isinstance(shape, LlamaShape):
         # Its library takes seconds to import, and is not there unless somebody asked for it.
@@ -88,6 +97,7 @@ def load_backend(load: Load, device: torch.device) -> Backend:
                 tokens_alone=load.prefill_tokens,
                 tokens_beside=beside,
             ),
+            kernels=other.kernels,
         )
     model = load_llama(folder, shape, device=device, dtype=dtype)
     engine = Engine(
@@ -105,4 +115,15 @@ def load_backend(load: Load, device: torch.device) -> Backend:
             tokens_alone=load.prefill_tokens,
             tokens_beside=beside,
         ),
+    )
+
+
+def _vllm_backend(load: Load, use: VllmUse, shape: DecoderShape, device: torch.device) -> Backend:
+    model, server = load_vllm(load, use, shape, device=device, dtype=TORCH_DTYPES[load.dtype])
+    return Backend(
+        model=model,
+        engine=VllmEngine(server, slots=load.slots, context_tokens=load.context_tokens),
+        scores=None,
+        kernels=f"vllm {server.version}",
+        close=server.close,
     )

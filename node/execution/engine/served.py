@@ -53,13 +53,14 @@ class ServedModel:
     def __init__(self, backend: Backend, codec: TextCodec, load: Load) -> None:
         self.model, self.engine, self._scores = backend.model, backend.engine, backend.scores
         self._codec, self._load = codec, load
+        self.kernels, self.close = backend.kernels, backend.close
         self._stop_tokens = codec.stop_tokens(self.model.shape.eos_tokens | _generation_eos(Path(load.folder)))
         self._streams: dict[int, TextStream] = {}
 
     @property
     def idle(self) -> bool:
         """Neither a job nor a check has anything to do."""
-        return self.engine.idle and self._scores.idle
+        return self.engine.idle and (self._scores is None or self._scores.idle)
 
     @property
     def has_jobs(self) -> bool:
@@ -106,6 +107,10 @@ class ServedModel:
         Raises:
             JobRefusedError: as ``prepare``, or there is no answer, or the fingerprint is of another length.
         """
+        if self._scores is None:
+            raise JobRefusedError(
+                f"{self.kernels} computes this model here, and re-checks no answers", code="input"
+            )
         self._refuse_hopeless(frame)
         held, answer = unpack_tokens(frame.held), unpack_tokens(frame.answer)
         tokens = self._codec.encode(frame.messages, frame.prompt) + held
@@ -135,11 +140,12 @@ class ServedModel:
 
     def score(self, task: ScoreTask) -> None:
         """Queue a check behind the others of this model."""
+        assert self._scores is not None
         self._scores.waiting.append(task)
 
     def step_score(self, *, alone: bool) -> Verdict | None:
         """Read on in the oldest check; ``alone`` when no job of this device runs."""
-        return self._scores.step(alone=alone)
+        return None if self._scores is None else self._scores.step(alone=alone)
 
     def _refuse_hopeless(self, frame: Prepare | Score) -> None:
         # Before tokenising: 1 MiB takes up to 3 s, in which nobody else's prompt is read, and costs its sender
@@ -182,7 +188,8 @@ class ServedModel:
         """Free the slot of ``request``; does nothing when it is unknown."""
         if self._streams.pop(request, None) is not None:
             self.engine.cancel(request)
-        self._scores.cancel(request)
+        if self._scores is not None:
+            self._scores.cancel(request)
 
     def step(self) -> list[StepPiece]:
         """Run one pass of the engine and return what it gave each job."""

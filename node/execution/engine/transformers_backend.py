@@ -36,8 +36,9 @@ class TransformersModel:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        kernels: str = "transformers",
     ) -> None:
-        self._model = model
+        self._model, self.kernels = model, kernels
         self.shape, self.device, self.dtype = shape, device, dtype
 
     def read(self, tokens: list[int], cache: object) -> tuple[Tensor, Tensor, object]:
@@ -159,7 +160,8 @@ def load_transformers(
         raise ModelError(f"transformers {transformers.__version__} cannot load it: {exc}") from exc
     if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
         raise ModelError(f"expected every weight of a {shape.family}, got no {', '.join(missing[:3])}")
-    loaded = TransformersModel(model.to(device).eval(), shape, device=device, dtype=dtype)
+    kernels = f"transformers {transformers.__version__}"
+    loaded = TransformersModel(model.to(device).eval(), shape, device=device, dtype=dtype, kernels=kernels)
     _probe(loaded)
     return loaded
 

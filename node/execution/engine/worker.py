@@ -136,7 +136,9 @@ class Worker:
             message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
             self.link.send(Failed(request=load.request, code="load", message=message))
         else:
-            self.link.send(Loaded(request=load.request))
+            served = self._models[load.model]
+            kernels = served.kernels if isinstance(served, ServedModel) else "sdpa"
+            self.link.send(Loaded(request=load.request, kernels=kernels))
 
     def _unload(self, frame: Unload) -> None:
         served = self._models.get(frame.model)
@@ -145,6 +147,8 @@ class Worker:
             self.link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
             return
         self._models.pop(frame.model, None)
+        if isinstance(served, ServedModel):
+            served.close()
         del served
         give_back_memory(self._device)
         self.link.send(Unloaded(request=frame.request))

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _confine(jail: Jail) -> str:
-    if not jail.writable:
+    if not jail.writable and not jail.impossible:
         # Libraries look for a temporary folder when they are imported, and fail where they may write nowhere.
         tempfile.tempdir = os.devnull
     cuda = os.environ.get("CUDA_VISIBLE_DEVICES") != ""
