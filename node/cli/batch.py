@@ -42,7 +42,7 @@ class Asking:
         self._taking = threading.Lock()
         self._stopped = threading.Event()
 
-    def run(self, outcomes: "queue.Queue[Outcome | CliError | None]") -> None:
+    def run(self, outcomes: "queue.Queue[Outcome | Exception | None]") -> None:
         """Ask one after the other. What concerns the daemon as a whole ends everything."""
         try:
             while not self._stopped.is_set():
@@ -51,7 +51,7 @@ class Asking:
                 if request is None:
                     return
                 outcomes.put(self._ask(request))
-        except CliError as exc:
+        except Exception as exc:  # the edge of one thread: what stayed in it would end the command as a success
             self._stopped.set()
             outcomes.put(exc)
         finally:
@@ -146,27 +146,29 @@ class _Bar:
 
 
 def _gather(asking: Asking, out: Answers, count: Count, bar: _Bar, threads: int) -> None:
-    """Write outcomes as they come until every thread has ended. Raises: CliError."""
-    outcomes: queue.Queue[Outcome | CliError | None] = queue.Queue(threads * 2)
+    """Write outcomes as they come until every thread has ended. Raises: what a thread met first."""
+    outcomes: queue.Queue[Outcome | Exception | None] = queue.Queue(threads * 2)
     for _ in range(threads):
         # Ends with the process at the latest: a request may wait for minutes.
         threading.Thread(target=asking.run, args=(outcomes,), daemon=True).start()
-    fault: CliError | None = None
+    fault: Exception | None = None
     while threads:
         match outcomes.get():
             case None:
                 threads -= 1
-            case CliError() as exc:
-                fault = fault or exc
             case Outcome() as outcome:
                 out.add(outcome)
                 count.answered += outcome.is_answered
                 count.failed += not outcome.is_answered
                 bar.step(count)
-    if fault is not None:
+            case exc:
+                fault = fault or exc
+    if isinstance(fault, CliError):
         raise CliError(
             f"{fault}\n  {count.answered} were answered; the same command goes on", fault.code
         ) from fault
+    if fault is not None:
+        raise fault
 
 
 @contextmanager

@@ -19,6 +19,7 @@ URLS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 LINE_BYTES_MAX: Final = 17 << 20
 _PROBLEMS_SHOWN: Final = 20
 _WILL_PASS: Final = (408, 429)
+_LINE_BEGINS: Final = b'{"id": "batch_req_'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,11 @@ class Outcome:
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
         return not self.is_answered and (self.status == 0 or self.status >= 500 or self.status in _WILL_PASS)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether another run need not ask again. A model that nobody has may be back by then."""
+        return self.is_answered or not (self.may_pass or self.code == "model_not_found")
 
     def line(self) -> bytes:
         """Return it as OpenAI's batches write it."""
@@ -133,13 +139,15 @@ class Answers:
         whole_bytes = 0
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
+                if line[: len(_LINE_BEGINS)] != _LINE_BEGINS[: len(line)]:
+                    raise _foreign(self.path, number, "its last line has no end and is none of ours")
                 # The process or the machine stopped in the middle of it: asked again, the answer is whole.
                 self.mended_bytes = len(line)
                 file.truncate(whole_bytes)
                 break
             whole_bytes += len(line)
             outcome = _outcome(self.path, number, line)
-            if outcome.is_answered or not outcome.may_pass:
+            if outcome.is_final:
                 done.add(outcome.custom_id)
         file.seek(0, os.SEEK_END)
         return frozenset(done)
@@ -155,10 +163,14 @@ def _outcome(path: Path, number: int, line: bytes) -> Outcome:
             case _:
                 raise ValueError("expected custom_id, response and error")
     except (ValueError, KeyError, TypeError, RecursionError) as exc:
-        raise CliError(
-            f"{path}:{number}: this is no answer of a batch ({exc}); nothing was written, choose another file",
-            Exit.USAGE,
-        ) from exc
+        raise _foreign(path, number, exc) from exc
+
+
+def _foreign(path: Path, number: int, why: object) -> CliError:
+    return CliError(
+        f"{path}:{number}: this is no answer of a batch ({why}); nothing was written, choose another file",
+        Exit.USAGE,
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -1,12 +1,16 @@
+import errno
 import json
 import signal
 import threading
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from node.cli import batch as module
+from node.cli.batch_files import Request, read_requests
 from tests.cli.fakes import FakeDaemon, souk
 
 CHAT = "POST /v1/chat/completions"
@@ -63,6 +67,26 @@ def test_failed_lines_say_why_and_are_asked_again_when_that_may_pass(daemon: Fak
     assert run(folder).code == 0 and not daemon.asked
 
 
+def test_model_that_nobody_had_is_asked_for_again_by_the_next_run(daemon: FakeDaemon, folder: Path) -> None:
+    daemon.answer(CHAT, {"error": {"message": "nobody has it", "code": "model_not_found"}}, 404)
+    assert run(folder).code == 1 and len(daemon.asked) == 5
+    daemon.answer(CHAT, {"id": "x"})
+    assert run(folder).code == 0 and len(daemon.asked) == 10
+
+
+def test_run_fails_when_its_input_cannot_be_read_to_the_end(
+    daemon: FakeDaemon, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: Path, done: frozenset[str]) -> Iterator[Request]:
+        yield from islice(read_requests(path, done), 2)
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(module, "read_requests", broken)
+    daemon.answer(CHAT, {"id": "x"})
+    ran = run(folder)
+    assert ran.code == 1 and "in.jsonl: Input/output error" in ran.err and len(answers(folder)) == 2
+
+
 def test_request_is_asked_again_at_once_when_its_failure_may_pass(
     daemon: FakeDaemon, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +126,9 @@ def test_file_that_is_no_output_of_a_batch_is_left_as_it_is(daemon: FakeDaemon, 
     ran = run(folder)
     assert ran.code == 2 and "no answer of a batch" in ran.err and not daemon.asked
     assert (folder / "out.jsonl").read_text() == "my diary\n"
+    (folder / "out.jsonl").write_text("my diary, without an end")
+    assert run(folder).code == 2 and not daemon.asked
+    assert (folder / "out.jsonl").read_text() == "my diary, without an end"
     assert souk("batch", str(folder / "in.jsonl"), str(folder / "in.jsonl")).code == 2
 
 
