@@ -68,7 +68,11 @@ class LogRing(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; called with the handler's lock held, by any thread."""
-        text = self.format(record)[:RING_LINE_CHARACTERS]
+        try:
+            text = self.format(record)[:RING_LINE_CHARACTERS]
+        except Exception:  # a library's faulty log call must not fail the work that it tells of
+            self.handleError(record)
+            return
         self.number += 1
         at_ms = int(record.created * 1000)
         self._lines.append(Line(number=self.number, at_ms=at_ms, level=record.levelname.lower(), text=text))

@@ -68,3 +68,10 @@ def test_ring_keeps_the_newest_lines_and_cuts_long_ones() -> None:
     assert [lines[0].number, lines[-1].number] == [6, RING_LINES + 5]
     assert all(len(line.text) == RING_LINE_CHARACTERS for line in lines)
     assert [line.number for line in ring.newest(2)] == [RING_LINES + 4, RING_LINES + 5]
+
+
+def test_ring_fails_nobody_when_a_library_logs_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
+    ring = LogRing()
+    # Straight to the ring: pytest's own handler lets such a call fail.
+    ring.handle(logging.makeLogRecord({"msg": "expected %d", "args": ("a number",)}))
+    assert ring.newest(1) == [] and "Logging error" in capsys.readouterr().err
