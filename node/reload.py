@@ -67,9 +67,8 @@ class LiveConfig:
         self._source = source
         self._origins = dict(loaded.origins)
         self.config = loaded.config
-        self.pending: tuple[Change, ...] = ()
-        """What the last reload found and only a restart brings."""
         self._followers: list[Callable[[Config], None]] = []
+        self._reloading = trio.Lock()
 
     @property
     def path(self) -> str:
@@ -89,14 +88,21 @@ class LiveConfig:
         Raises:
             ConfigError: the sources are faulty; nothing has changed.
         """
+        # One after the other: of two at once, the one that read the older file could come last and win.
+        async with self._reloading:
+            return self._follow(await self._load())
+
+    async def _load(self) -> Loaded:
         try:
-            loaded = await trio.to_thread.run_sync(self._source.load)
+            return await trio.to_thread.run_sync(self._source.load)
         except ConfigError as exc:
             log.error("configuration not reloaded: it is faulty", extra={"problems": exc.problems})
             raise
+
+    def _follow(self, loaded: Loaded) -> Reload:
         following, reload = compare(self.config, loaded)
         kept = {change.name: self.origin(change.name) for change in reload.needs_restart}
-        self.config, self.pending = following, reload.needs_restart
+        self.config = following
         self._origins = {**loaded.origins, **kept}
         for follow in self._followers:
             follow(following)

@@ -1,9 +1,13 @@
+import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from node.config import Config
-from node.config_file import ConfigSource, is_live, setting, setting_types
+from node.config_file import ConfigSource, Loaded, is_live, load_config, setting, setting_types
 from node.errors import ConfigError
 from node.reload import LiveConfig, compare
 
@@ -43,7 +47,7 @@ async def test_reload_follows_what_is_live_and_names_what_needs_a_restart(path: 
         ("node.name", "a", "b"),
         ("market.settlement", "none", "manual"),
     ]
-    assert told == [live.config] and live.pending == reload.needs_restart
+    assert told == [live.config]
     assert (live.config.market.price_in, live.config.node.name, live.config.market.settlement) == (5, "a", "none")
     assert live.origin("market.price_in") == f"{path}:4" and live.origin("node.name") == f"{path}:2"
 
@@ -63,7 +67,7 @@ async def test_reload_changes_nothing_when_the_new_file_is_bad(path: Path) -> No
     with pytest.raises(ConfigError) as caught:
         await live.reload()
     assert caught.value.problems == [f"{path}:3: market.price_uot: unknown key (did you mean price_out?)"]
-    assert live.config is before and not told and not live.pending
+    assert live.config is before and not told
 
 
 async def test_reload_says_nothing_when_nothing_is_new(path: Path) -> None:
@@ -87,3 +91,28 @@ def test_every_setting_can_be_compared(path: Path) -> None:
 def test_what_is_built_once_is_not_live() -> None:
     assert {name.partition(".")[0] for name in setting_types() if is_live(name)} == {"market", "owner", "log"}
     assert not is_live("market.settlement") and is_live("market.queue_max")
+
+
+async def test_reloads_come_one_after_the_other(path: Path) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class SlowSource(ConfigSource):
+        def load(self) -> Loaded:
+            loaded = load_config(self.path, environ={})
+            if not entered.is_set():
+                entered.set()
+                assert go.wait(5)
+            return loaded
+
+    live = LiveConfig(SlowSource(path=path, environ={}), load_config(path, environ={}))
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(live.reload)
+        await trio.to_thread.run_sync(entered.wait)
+        write(path, BEFORE.replace("price_in = 1", "price_in = 5"))
+        nursery.start_soon(live.reload)
+        await wait_all_tasks_blocked()
+        assert limiter.borrowed_tokens == 1
+        go.set()
+    assert live.config.market.price_in == 5
