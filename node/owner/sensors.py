@@ -65,7 +65,7 @@ class Sensors:
         before, self._seen = self._seen, (total, busy - own)
         if before is None or total <= before[0]:
             return None
-        # A worker that ended takes its time out of the sum: never below nothing, never above all.
+        # What nobody waited for falls out of the sum: never below nothing, never above all.
         share = (busy - own - before[1]) / (total - before[0]) * PERCENT
         return min(max(share, 0.0), float(PERCENT))
 
@@ -77,7 +77,8 @@ def _cpu_s_of_tree(process: psutil.Process) -> float:
             times = one.cpu_times()
         except psutil.NoSuchProcess:
             continue
-        total += times.user + times.system
+        # With those that have ended and were waited for: else the time of a worker that dies would be others'.
+        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 

@@ -1,6 +1,9 @@
 import math
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 
 from node.execution.gpu_readings import GpuReading
@@ -56,6 +59,13 @@ def test_own_work_does_not_count_as_foreign(monkeypatch: pytest.MonkeyPatch) -> 
     latest = later._replace(user=later.user + 8, idle=later.idle + 2)
     monkeypatch.setattr(sensors.psutil, "cpu_times", lambda: latest)
     assert watch.read().foreign_cpu_percent == pytest.approx(80.0, abs=0.01)
+
+
+def test_own_work_stays_own_when_the_process_that_did_it_has_ended() -> None:
+    spent = "import time\nwhile time.process_time() < 0.15: pass"
+    before = sensors._cpu_s_of_tree(psutil.Process())
+    subprocess.run([sys.executable, "-c", spent], check=True)
+    assert sensors._cpu_s_of_tree(psutil.Process()) - before >= 0.15
 
 
 @pytest.mark.parametrize(
