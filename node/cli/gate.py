@@ -24,7 +24,8 @@ def drain(options: Globals, grace: float | None, now: bool, no_wait: bool) -> in
     """Take no more jobs of peers, and wait until none is left.
 
     Without --grace those that run may take as long as they take; one that is handed back goes on elsewhere.
-    The node stays drained until `souk resume`, or its next start. Ctrl-C ends the waiting alone.
+    The node stays drained until `souk resume`, or its next start. Ctrl-C ends the waiting alone;
+    a resume by somebody else ends it with 1.
     """
     if now and grace is not None:
         raise CliError("--now is a grace of nothing: give one of the two", Exit.USAGE)
@@ -33,7 +34,7 @@ def drain(options: Globals, grace: float | None, now: bool, no_wait: bool) -> in
     if not no_wait:
         payload = _wait_until_empty(options, daemon, payload)
     emit(options, payload, table=lambda found: gate_text(found["gate"]))
-    return Exit.DONE
+    return Exit.FAILED if payload["gate"]["open"] else Exit.DONE
 
 
 @click.command(cls=SoukCommand)

@@ -52,6 +52,15 @@ def test_drain_leaves_the_node_drained_when_its_waiting_is_interrupted(
     assert souk("drain", "--no-wait").code == 0
 
 
+def test_drain_ends_with_1_when_somebody_resumes_before_the_jobs_have_ended(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answer("POST /api/v1/drain", gate(jobs=2))
+    daemon.answer("GET /api/v1/gate", gate(open=True, drained=False, reasons=[], jobs=2))
+    monkeypatch.setattr("node.cli.gate.LOOK_S", 0.0)
+    assert souk("drain").code == 1
+
+
 def test_drain_refuses_two_graces() -> None:
     assert souk("drain", "--now", "--grace", "5s").code == 2
 
