@@ -20,6 +20,7 @@ QUEUE_EVENTS: Final = 256
 """Of one reader, beyond what its connection takes."""
 READERS_MAX: Final = 32
 RETRY_S: Final = 5
+NUMBER_DIGITS_MAX: Final = 18
 
 
 class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,5 +88,7 @@ class Feed:
     def _since(self, last_id: str | None) -> list[FeedEvent]:
         """Return what is kept after an id of this run; a new reader, or one of another run, begins with now."""
         run, _, number = (last_id or "").rpartition("-")
-        after = int(number) if run == self.run and number.isascii() and number.isdigit() else math.inf
+        # Of one that has too many digits Python would refuse to make a number.
+        is_ours = run == self.run and number.isascii() and number.isdigit() and len(number) <= NUMBER_DIGITS_MAX
+        after = int(number) if is_ours else math.inf
         return [event for event in self._ring if event.number > after]

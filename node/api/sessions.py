@@ -6,6 +6,7 @@ when the daemon stops.
 """
 
 import hmac
+import math
 import secrets
 from collections import deque
 from typing import Final
@@ -37,7 +38,7 @@ class Sessions:
 
     def redeem(self, code: str) -> str | None:
         """Return a tab's token for a code, or None when it is unknown, spent or too old."""
-        if trio.current_time() > self._codes.pop(code, 0.0):
+        if trio.current_time() > self._codes.pop(code, -math.inf):
             return None
         token = secrets.token_urlsafe(24)
         self._tokens.append(token)

@@ -29,7 +29,17 @@ async def test_reader_hears_what_happens_from_now_on() -> None:
 
 @pytest.mark.parametrize(
     ("last_id", "expected"),
-    [("a-3", [4, 5]), ("a-5", []), ("a-99", []), ("b-3", []), ("a-x", []), ("a-²", []), ("3", []), ("", [])],
+    [
+        ("a-3", [4, 5]),
+        ("a-5", []),
+        ("a-99", []),
+        ("b-3", []),
+        ("a-x", []),
+        ("a-²", []),
+        ("a-" + "0" * 5000, []),
+        ("3", []),
+        ("", []),
+    ],
 )
 async def test_reader_that_comes_back_gets_what_it_missed_in_this_run(last_id: str, expected: list[int]) -> None:
     feed = Feed(run="a")

@@ -24,6 +24,11 @@ async def test_code_is_refused_when_it_was_used_or_never_issued() -> None:
     assert not sessions.admits(code)
 
 
+async def test_code_that_was_never_issued_is_refused_whatever_the_clock_shows(mock_clock: MockClock) -> None:
+    assert trio.current_time() == 0.0
+    assert Sessions(HOME).redeem("never issued") is None
+
+
 async def test_code_is_refused_when_its_minute_is_over(autojump_clock: MockClock) -> None:
     sessions = Sessions(HOME)
     early, late = sessions.issue_code(), sessions.issue_code()
