@@ -306,7 +306,9 @@ class _Daemon:
         self._quotes.reconfigure(config.market)
         self._advert.market = config.market
         self._gate.obey(config.owner)
-        self._count_places()
+        # Not counted anew: while the workers start, that would show them as ready.
+        if self._admission.slots:
+            self._admission.queue_max = config.market.queue_max
         self._advert_changed()
 
     def _is_at_work(self) -> bool:
