@@ -23,7 +23,8 @@ LOOK_S: Final = 0.5
 def drain(options: Globals, grace: float | None, now: bool, no_wait: bool) -> int:
     """Take no more jobs of peers, and wait until none is left.
 
-    Without --grace those that run may take as long as they take; one that is handed back goes on elsewhere.
+    Without --grace those that run may take as long as they take, if the owner's policy does not end them; one
+    that is handed back goes on elsewhere.
     The node stays drained until `souk resume`, or its next start. Ctrl-C ends the waiting alone;
     a resume by somebody else ends it with 1.
     """

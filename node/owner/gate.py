@@ -70,8 +70,14 @@ class Gate:
         self._opens_at: datetime | None = None
         self._unread: tuple[str, ...] = ()
         self._is_drained = False
-        self._hand_back_at = math.inf
+        # Of the drain and of the policy, each in trio's time: a drain without a grace takes none from the policy.
+        self._drain_ends_at = math.inf
+        self._policy_ends_at = math.inf
         self._poked = trio.Event()
+
+    @property
+    def _hand_back_at(self) -> float:
+        return min(self._drain_ends_at, self._policy_ends_at)
 
     @property
     def state(self) -> GateState:
@@ -87,16 +93,16 @@ class Gate:
         )
 
     def drain(self, grace_s: float | None) -> None:
-        """Close until ``resume``; jobs that still run after ``grace_s`` are handed back, with None never."""
+        """Close until ``resume``; what still runs after ``grace_s`` is handed back, with None by policy alone."""
         self._is_drained = True
-        self._hand_back_at = math.inf if grace_s is None else trio.current_time() + grace_s
+        self._drain_ends_at = math.inf if grace_s is None else trio.current_time() + grace_s
         self._close_or_open()
         self._poked.set()
 
     def resume(self) -> None:
         """Open again, unless the policy says otherwise."""
         self._is_drained = False
-        self._hand_back_at = math.inf
+        self._drain_ends_at = math.inf
         self._close_or_open()
         self._poked.set()
 
@@ -143,10 +149,10 @@ class Gate:
         was_open = self._admission.closed is None
         self._admission.closed = self._closed()
         is_open = self._admission.closed is None
-        if is_open:
-            self._hand_back_at = math.inf
-        elif not self._is_drained and self._hand_back_at == math.inf:
-            self._hand_back_at = trio.current_time() + self._owner.grace_s
+        if self._verdict.is_open:
+            self._policy_ends_at = math.inf
+        elif self._policy_ends_at == math.inf:
+            self._policy_ends_at = trio.current_time() + self._owner.grace_s
         if is_open != was_open:
             reasons = [objection.code for objection in self._verdict.objections]
             log.info("open to peers" if is_open else "closed to peers", extra={"reasons": reasons})

@@ -131,6 +131,24 @@ async def test_drain_waits_for_jobs_as_long_as_they_take_when_it_has_no_grace(
     assert gate.state.is_open
 
 
+async def test_drain_without_a_grace_leaves_the_policy_its_own(
+    machine: Machine, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    gate = machine.gate(OwnerSection(temperature_celsius_max=80, grace_s=45, check_every_s=10))
+    await nursery.start(gate.run)
+    machine.begin_job()
+    machine.reading = Reading(temperature_celsius=90.0)
+    await trio.sleep(11)
+    gate.drain(None)
+    assert gate.state.hands_back_in_s == 44
+    await trio.sleep(45)
+    assert machine.handed_back == [55]
+    # Drained and cool again: whoever runs then has time once more.
+    machine.reading = Reading(temperature_celsius=70.0)
+    await trio.sleep(100)
+    assert gate.state.by_hand and gate.state.hands_back_in_s is None
+
+
 async def test_resume_does_not_open_when_the_policy_says_otherwise(
     machine: Machine, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
