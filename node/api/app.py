@@ -10,6 +10,7 @@ from node.api.control import control_routes
 from node.api.dashboard import page_routes, session_routes
 from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
 from node.api.guard import Guard
+from node.api.intake import Admission
 from node.api.job_events import job_events_route
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
@@ -20,6 +21,7 @@ from node.api.openapi import openapi_route
 from node.api.operator_routes import operator_routes
 from node.api.services import Services
 from node.api.sessions import Sessions
+from node.api.task_routes import task_routes
 from node.errors import NodeError
 
 CLIENT_CLOSED = 499
@@ -29,8 +31,11 @@ CLIENT_CLOSED = 499
 def make_app(services: Services) -> ASGIApp:
     """Return the app that ``node.api.server.serve_app`` serves."""
     sessions = Sessions(services.token)
+    # One bound for all that orders a job.
+    admission = Admission(services.config.max_queue)
     routes = [
-        *openai_routes(services),
+        *openai_routes(services, admission),
+        *task_routes(services, admission),
         job_events_route(services),
         *control_routes(services),
         *job_routes(services),

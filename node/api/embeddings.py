@@ -11,16 +11,13 @@ from node.api.answers import json_response
 from node.api.bodies import SoukBlock, SoukOptions, to_bad_request
 from node.api.errors import bad_request
 from node.api.intake import Admission, read_body
-from node.api.orders import place_of
+from node.api.orders import item_order
 from node.api.relay import run_order, souk_block
 from node.api.services import Services
 from node.market.order import Finished, JobEvent, Order, Output, PromptTooLongError
 from protocol import limits
-from protocol.errors import LocalProtocolError
-from protocol.task import Sampling, pack_tokens
+from protocol.task import pack_tokens
 from protocol.tasks.embed import EmbedInput, EmbedOutput, unpack_vector
-from protocol.tasks.registry import encode_task_input
-from protocol.units import Microcredits
 
 InputText = Annotated[str, Meta(min_length=1)]
 Token = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
@@ -122,25 +119,7 @@ def _to_order(request: EmbeddingsRequest) -> Order:
     """Raises: ApiError (400)."""
     if request.dimensions is not None:
         raise bad_request(UNSUPPORTED_DIMENSIONS, param="dimensions")
-    task_input = _task_input(request)
-    options, price = request.souk, request.souk.max_price
-    order = Order(
-        model=request.model,
-        task_input=task_input,
-        sampling=Sampling(),
-        tokens_out_max=task_input.units_out,
-        where=place_of(options.on),
-        path=options.path,
-        price_max_microcredits=None if price is None else Microcredits(price),
-        **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
-    )
-    try:
-        encode_task_input(task_input)
-    except LocalProtocolError as exc:
-        raise bad_request(
-            f"the input cannot travel: {exc}", param="input", code="context_length_exceeded"
-        ) from exc
-    return order
+    return item_order(request.model, _task_input(request), request.souk, param="input")
 
 
 def _task_input(request: EmbeddingsRequest) -> EmbedInput:

@@ -29,9 +29,8 @@ from node.errors import NodeError
 from node.market.order import Order, PromptTooLongError, UnknownModelError
 
 
-def openai_routes(services: Services) -> list[Operation]:
+def openai_routes(services: Services, admission: Admission) -> list[Operation]:
     """Return the routes under ``/v1``."""
-    admission = Admission(services.config.max_queue)
     chat = Completions(services, admission, ChatDialect())
     text = Completions(services, admission, TextDialect())
 

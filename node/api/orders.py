@@ -2,13 +2,13 @@
 
 from typing import Final, Literal
 
-from node.api.bodies import ChatRequest, ChatTurn, TextRequest
+from node.api.bodies import ChatRequest, ChatTurn, SoukOptions, TextRequest
 from node.api.errors import bad_request
 from node.market.order import Order
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted
 from protocol.task import ChatMessage, GenerateInput, Sampling
-from protocol.tasks.registry import encode_task_input
+from protocol.tasks.registry import ItemInput, encode_task_input
 from protocol.units import Microcredits, PeerId
 
 TOKENS_OUT_DEFAULT: Final = 512
@@ -52,6 +52,30 @@ def to_order(request: ChatRequest | TextRequest, fresh_seed: int) -> Order:
         raise bad_request(
             f"the {param} cannot travel: {exc}", param=param, code="context_length_exceeded"
         ) from exc
+    return order
+
+
+def item_order(model: str, task_input: ItemInput, options: SoukOptions, *, param: str) -> Order:
+    """Return the order of a job that makes no text; ``param`` names the field that the input came in.
+
+    Raises:
+        ApiError: 400, the protocol cannot carry it.
+    """
+    price = options.max_price
+    order = Order(
+        model=model,
+        task_input=task_input,
+        sampling=Sampling(),
+        tokens_out_max=task_input.units_out,
+        where=place_of(options.on),
+        path=options.path,
+        price_max_microcredits=None if price is None else Microcredits(price),
+        **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
+    )
+    try:
+        encode_task_input(task_input)
+    except LocalProtocolError as exc:
+        raise bad_request(f"the input cannot travel: {exc}", param=param, code="context_length_exceeded") from exc
     return order
 
 

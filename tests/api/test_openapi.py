@@ -1,5 +1,6 @@
 """The document of the API is true: every route stands in it, and real answers fit its schemas."""
 
+import base64
 import json
 import re
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from node.api import job_events, openapi
 from node.api.app import make_app
 from node.api.operations import Operation
+from scripts.spec.items import tensor_file
 from tests.api.fakes import CONTRACT, JOB, PEER_TEXT, Node, Reply, chat_body, fake_services, serve_node
 from tests.api.test_job_routes import purchase
 from tests.api.test_ledger_routes import REQUESTER, FixedBooks
@@ -25,6 +27,7 @@ from tests.api.test_live import first
 DOCUMENT = "/api/v1/openapi.json"
 Json = Any  # a document of JSON; what does not fit fails the test
 TEXT_BODY = {"model": "tiny", "prompt": "Once"}
+TENSORS = base64.b64encode(tensor_file(("h", "U8", (1,), b"x"))).decode()
 
 # What fills the path of each operation, and the body that it takes: an operation that is new needs a line here.
 GOOD: dict[tuple[str, str], object] = {
@@ -37,6 +40,10 @@ GOOD: dict[tuple[str, str], object] = {
     ("POST", "/v1/chat/completions"): chat_body(),
     ("POST", "/v1/completions"): TEXT_BODY,
     ("POST", "/v1/embeddings"): {"model": "tiny", "input": "Once"},
+    ("POST", "/api/v1/tasks/embed"): {"model": "tiny", "texts": ["Once"]},
+    ("POST", "/api/v1/tasks/classify"): {"model": "tiny", "images": [{"width": 1, "height": 1, "rgb": "AAAA"}]},
+    ("POST", "/api/v1/tasks/vad"): {"model": "tiny", "samples": "AAA="},
+    ("POST", "/api/v1/tasks/forward"): {"model": "tiny", "tensors": TENSORS},
     ("GET", "/api/v1/status"): None,
     ("GET", "/api/v1/peers"): None,
     ("GET", "/api/v1/models"): None,
@@ -77,6 +84,10 @@ BAD: dict[tuple[str, str], object] = {
     ("POST", "/v1/chat/completions"): {"model": 1},
     ("POST", "/v1/completions"): {},
     ("POST", "/v1/embeddings"): {"model": "tiny", "input": []},
+    ("POST", "/api/v1/tasks/embed"): {"model": "tiny", "texts": []},
+    ("POST", "/api/v1/tasks/classify"): {"model": "tiny", "images": [{"width": 1, "height": 1, "rgb": "AA=="}]},
+    ("POST", "/api/v1/tasks/vad"): {"model": "tiny", "samples": "A"},
+    ("POST", "/api/v1/tasks/forward"): {"model": "tiny", "tensors": "AAAA"},
     ("GET", "/api/v1/receipts?limit=0"): None,
     ("GET", "/api/v1/receipts/zz"): None,
     ("GET", "/api/v1/logs?limit=0"): None,
