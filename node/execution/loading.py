@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 
 # A hundred gigabytes from a disk that reads 200 MB/s.
 LOAD_S_MAX: Final = 600.0
+SDPA: Final = "sdpa"
 VLLM: Final = "vllm"
 # Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
 # core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
@@ -152,6 +153,7 @@ class ModelLoader:
             ready.runtime,
             choose_dtype(setup.config.dtype, ready.dtypes),
             f"{setup.threads} threads",
+            *((f"vllm on {setup.choice.cards}",) if setup.config.vllm_python else ()),
         )
         setup.measurements.under(setup.choice.name, "; ".join(conditions))
 
@@ -263,7 +265,9 @@ class DeviceModels:
         """As ``load``; but one that was measured before and finds no room waits for its first job."""
         if self._loader.speed(model.model_id) is not None:
             fit = await self._fit(model)
-            if fit_slots(fit.alone, self._residency.free_bytes) is None:
+            # Another program's version stands in the profile, which a quote and its receipt must both say.
+            is_known = fit.attention == SDPA or model.model_id in self._loader.kernels
+            if is_known and fit_slots(fit.alone, self._residency.free_bytes) is None:
                 self._entries[model.model_id] = self._entry(fit, fit.alone)
                 return
         await self.load(model)
@@ -284,7 +288,7 @@ class DeviceModels:
         config, name = self._loader.setup.config, self._loader.setup.choice.name
         task = known_task(model.task)
         dtype: Dtype
-        attention = "sdpa"
+        attention = SDPA
         if task == GENERATE:
             shape = await trio.to_thread.run_sync(read_decoder_shape, model.folder)
             dtype = choose_dtype(config.dtype, self._ready.dtypes)
@@ -383,7 +387,7 @@ class DeviceModels:
         runtime, _, version = (kernels if is_own else self._ready.runtime).partition(" ")
         return Profile(
             runtime=runtime,
-            version=version or "unknown",
+            version=version,
             device=self._loader.setup.choice.kind,
             architecture=self._ready.architecture,
             cards=self._loader.setup.choice.cards,
