@@ -49,8 +49,15 @@ _NET_SINCE, _SCOPE_SINCE = 4, 6
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER_EQUAL, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _KILL, _ALLOW, _ERRNO = 0x8000_0000, 0x7FFF_0000, 0x0005_0000
 _EPERM, _ENOSYS = 1, 38
-_AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST_ARGUMENT = 0, 4, 16
+_AT_NUMBER, _AT_ARCHITECTURE, _AT_FIRST_ARGUMENT, _AT_SECOND_ARGUMENT = 0, 4, 16, 24
 _CLONE_THREAD: Final = 0x0001_0000
+# Typing into the terminal that the daemon was started from: the worker writes its errors there.
+_TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+
+# linux/capability.h. A daemon that is root reads models of other users; nothing else of root's is a worker's.
+_CAPABILITY_VERSION: Final = 0x2008_0522
+_CAPABILITIES_KEPT: Final = 1 << 1 | 1 << 2
+"""DAC_OVERRIDE and DAC_READ_SEARCH: within what Landlock allows."""
 _X32_BIT: Final = 0x4000_0000
 
 
@@ -65,12 +72,14 @@ class Architecture:
     clone3: int
     signals: tuple[int, ...]
     """kill and tgkill: to the process itself only."""
+    prlimit: int
+    """0 stands for the process itself."""
+    ioctl: int
 
 
 # An allow list would not outlive the next version of torch or of a driver; this is what a computation never needs.
 # Names in the order of the columns: x86-64, then the generic table that 64-bit ARM uses.
 _REFUSED: Final = {
-    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
     "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
     "accept": (43, 202), "accept4": (288, 242), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
@@ -83,18 +92,38 @@ _REFUSED: Final = {
     "kexec_file_load": (320, 294), "init_module": (175, 105), "finit_module": (313, 273),
     "delete_module": (176, 106), "open_by_handle_at": (304, 265), "swapon": (167, 224), "reboot": (169, 142),
     "settimeofday": (164, 170), "clock_settime": (227, 112), "acct": (163, 89), "quotactl": (179, 60),
+    # A datagram socket of a pair sends to any other Unix socket by its path, which Landlock does not see.
+    "socketpair": (53, 199),
+    # Shared with every other process of this user, by number.
+    "shmget": (29, 194), "shmat": (30, 196), "msgget": (68, 186), "semget": (64, 190), "mq_open": (240, 180),
+    "setpriority": (141, 140), "ioprio_set": (251, 30),
 }  # fmt: skip
-_EXEC: Final = frozenset({"execve", "execveat", "fork", "vfork"})
+# What a compiler needs. Landlock knows no right over owners, modes, times and attributes of files: without these
+# a worker could make the node's key readable for everybody. Before its version 3 it knows none over truncation.
+_COMPILING: Final = {
+    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "setxattrat": (463, 463),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16), "removexattrat": (466, 466),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "truncate": (76, 45),
+}  # fmt: skip
 
 
-def _architecture(column: int, audit: int, clone: int, *, signals: tuple[int, ...]) -> Architecture:
-    calls = {name: number for name, pair in _REFUSED.items() if (number := pair[column]) is not None}
-    return Architecture(audit=audit, calls=calls, clone=clone, clone3=435, signals=signals)
+def _architecture(
+    column: int, audit: int, *, clone: int, signals: tuple[int, ...], prlimit: int, ioctl: int
+) -> Architecture:
+    pairs = _REFUSED | _COMPILING
+    calls = {name: number for name, pair in pairs.items() if (number := pair[column]) is not None}
+    return Architecture(
+        audit=audit, calls=calls, clone=clone, clone3=435, signals=signals, prlimit=prlimit, ioctl=ioctl
+    )
 
 
 ARCHITECTURES: Final = {
-    "x86_64": _architecture(0, 0xC000_003E, 56, signals=(62, 234)),
-    "aarch64": _architecture(1, 0xC000_00B7, 220, signals=(129, 131)),
+    "x86_64": _architecture(0, 0xC000_003E, clone=56, signals=(62, 234), prlimit=302, ioctl=16),
+    "aarch64": _architecture(1, 0xC000_00B7, clone=220, signals=(129, 131), prlimit=261, ioctl=29),
 }
 
 
@@ -128,6 +157,7 @@ def enter_jail(jail: Jail) -> str:
         )
     if jail.impossible:
         return f"none: {jail.impossible}"
+    _drop_capabilities()
     missing = []
     tiers = []
     for name, enter in (("landlock", _enter_landlock), ("seccomp", _enter_seccomp)):
@@ -165,6 +195,19 @@ def python_paths() -> tuple[str, ...]:
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     ours = [str(Path(protocol.__file__ or "").parent), str(Path(__file__).parents[1])]
     return (*{sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix}, *installed, *ours)
+
+
+def _drop_capabilities() -> None:
+    """Keep nothing of root's powers; a process without any loses nothing.
+
+    With them, Landlock or not, it would read the environment of every process (CAP_PERFMON, since Linux 6.15).
+    """
+    libc = _libc()
+    header = ctypes.create_string_buffer(struct.pack("=Ii", _CAPABILITY_VERSION, 0))
+    held = ctypes.create_string_buffer(24)
+    _check(libc.capget(header, held))
+    kept = struct.unpack("=6I", held.raw)[1] & _CAPABILITIES_KEPT
+    _check(libc.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def _enter_landlock(jail: Jail) -> None:
@@ -219,7 +262,7 @@ def _enter_seccomp(jail: Jail) -> None:
 
 def filter_program(architecture: Architecture, *, pid: int, may_exec: bool) -> list[bytes]:
     """Return the filter's instructions (linux/filter.h): refuse what is listed, allow the rest."""
-    refused: Iterable[str] = architecture.calls.keys() - (_EXEC if may_exec else frozenset())
+    refused: Iterable[str] = architecture.calls.keys() - (_COMPILING.keys() if may_exec else frozenset())
     program = [
         _step(_LOAD, _AT_ARCHITECTURE),
         _step(_JUMP_EQUAL, architecture.audit, then=1),
@@ -235,6 +278,15 @@ def filter_program(architecture: Architecture, *, pid: int, may_exec: bool) -> l
         ]
     for number in architecture.signals:
         program += _unless(number, _JUMP_EQUAL, pid)
+    program += _unless(architecture.prlimit, _JUMP_EQUAL, 0)
+    program += [
+        _step(_JUMP_EQUAL, architecture.ioctl, otherwise=5),
+        _step(_LOAD, _AT_SECOND_ARGUMENT),
+        _step(_JUMP_EQUAL, _TIOCSTI, then=1),
+        _step(_JUMP_EQUAL, _TIOCLINUX, otherwise=1),
+        _step(_RETURN, _ERRNO | _EPERM),
+        _step(_LOAD, _AT_NUMBER),
+    ]
     if not may_exec:
         program += _unless(architecture.clone, _JUMP_SET, _CLONE_THREAD)
         # Its flags lie in memory, which a filter cannot read; the C library falls back to clone.

@@ -9,9 +9,9 @@ ALLOW, EPERM, ENOSYS, KILL = 0x7FFF_0000, 0x0005_0001, 0x0005_0026, 0x8000_0000
 PID = 4711
 
 
-def run_filter(program: list[bytes], number: int, audit: int, first: int = 0) -> int:
+def run_filter(program: list[bytes], number: int, audit: int, first: int = 0, second: int = 0) -> int:
     """What the kernel does with a filter (linux/filter.h), for the four instructions that are used."""
-    data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)
+    data = struct.pack("=IIQ6Q", number, audit, 0, first, second, 0, 0, 0, 0)
     at, word = 0, 0
     while True:
         code, then, otherwise, value = struct.unpack("HBBI", program[at])
@@ -33,8 +33,8 @@ def machine(request: pytest.FixtureRequest) -> Architecture:
 def test_filter_refuses_what_is_listed_and_allows_the_rest(machine: Architecture) -> None:
     program = filter_program(machine, pid=PID, may_exec=False)
     refused = set(machine.calls.values())
-    special = {machine.clone, machine.clone3, *machine.signals}
-    for number in range(460):
+    special = {machine.clone, machine.clone3, machine.prlimit, *machine.signals}
+    for number in range(480):
         if number not in special:
             expected = EPERM if number in refused else ALLOW
             assert run_filter(program, number, machine.audit) == expected, number
@@ -57,9 +57,22 @@ def test_filter_lets_threads_and_signals_to_itself_alone_through(machine: Archit
         assert run_filter(program, number, machine.audit, PID + 1) == EPERM
 
 
+def test_filter_lets_limits_of_the_process_itself_alone_through(machine: Architecture) -> None:
+    program = filter_program(machine, pid=PID, may_exec=True)
+    assert run_filter(program, machine.prlimit, machine.audit, 0) == ALLOW
+    assert run_filter(program, machine.prlimit, machine.audit, PID + 1) == EPERM
+
+
+def test_filter_lets_nobody_type_into_the_daemons_terminal(machine: Architecture) -> None:
+    program = filter_program(machine, pid=PID, may_exec=True)
+    for command, expected in ((0x5412, EPERM), (0x541C, EPERM), (0x5413, ALLOW), (0xC020_4600, ALLOW)):
+        assert run_filter(program, machine.ioctl, machine.audit, 2, command) == expected, command
+
+
 def test_filter_lets_a_compiler_start_when_code_is_compiled(machine: Architecture) -> None:
     program = filter_program(machine, pid=PID, may_exec=True)
     assert run_filter(program, machine.calls["execve"], machine.audit) == ALLOW
+    assert run_filter(program, machine.calls["fchmodat"], machine.audit) == ALLOW
     assert run_filter(program, machine.clone, machine.audit, 0x11) == ALLOW
     assert run_filter(program, machine.calls["socket"], machine.audit) == EPERM
 
@@ -73,6 +86,7 @@ def bare_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("node.execution.jail._enter_landlock", refuse)
     monkeypatch.setattr("node.execution.jail._enter_seccomp", refuse)
+    monkeypatch.setattr("node.execution.jail._drop_capabilities", lambda: None)
 
 
 @pytest.mark.usefixtures("bare_kernel")

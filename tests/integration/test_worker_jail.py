@@ -27,13 +27,16 @@ pytestmark = [
 
 # Confined as a worker is, by the same code; each attempt tells how it ended.
 PRISONER = """
-import json, os, socket, subprocess, sys, threading
+import ctypes, json, os, resource, socket, subprocess, sys, threading
 import msgspec
 from node.execution.engine.worker_main import _confine
 from node.execution.jail import Jail
 jail, home, listener, store = msgspec.json.decode(sys.argv[1], type=Jail), sys.argv[2], sys.argv[3], sys.argv[4]
 tier = _confine(jail)
+libc = ctypes.CDLL(None, use_errno=True)
 def inet(kind): socket.socket(socket.AF_INET, kind)
+def call(result):
+    if result < 0: raise OSError(ctypes.get_errno(), "refused")
 def thread():
     it = threading.Thread(target=print, args=("",), kwargs={"file": sys.stderr}); it.start(); it.join()
 attempts = {
@@ -46,6 +49,17 @@ attempts = {
     "TCP": lambda: inet(socket.SOCK_STREAM),
     "UDP": lambda: inet(socket.SOCK_DGRAM),
     "Unix socket": lambda: socket.socket(socket.AF_UNIX).connect(listener),
+    "a pair of sockets": socket.socketpair,
+    "shared memory": lambda: call(libc.shmget(4711, 4096, 0o1600)),
+    "mode of the key": lambda: os.chmod(home + "/key", 0o666),
+    "owner of the key": lambda: os.chown(home + "/key", os.getuid(), os.getgid()),
+    "times of the key": lambda: os.utime(home + "/key", (1, 1)),
+    "attributes of the key": lambda: os.setxattr(home + "/key", "user.souk", b"1"),
+    "length of the key": lambda: os.truncate(home + "/key", 0),
+    "limits of the parent": lambda: resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0)),
+    "priority of the parent": lambda: os.setpriority(os.PRIO_PROCESS, os.getppid(), 19),
+    "environment of the parent": lambda: open(f"/proc/{os.getppid()}/environ").read(),
+    "root directory": lambda: os.chroot(store),
     "exec": lambda: os.execv("/bin/true", ["true"]),
     "subprocess": lambda: subprocess.run(["/bin/true"]),
     "fork": os.fork,
@@ -54,6 +68,7 @@ attempts = {
     "thread": thread,
     "read the store": lambda: open(store + "/model").read(),
     "signal itself": lambda: os.kill(os.getpid(), 0),
+    "its own limits": lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)),
 }
 told = {}
 for name, attempt in attempts.items():
@@ -64,7 +79,7 @@ for name, attempt in attempts.items():
         told[name] = type(exc).__name__
 print(json.dumps({"tier": tier, **told}))
 """
-ALLOWED = {"thread", "read the store", "signal itself"}
+ALLOWED = {"thread", "read the store", "signal itself", "its own limits"}
 
 
 def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path) -> None:
