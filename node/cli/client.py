@@ -72,6 +72,10 @@ class ApiError(CliError):
         self.details = details
 
 
+class BrokenOffError(CliError):
+    """A stream ended before what it promised."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
     """Where a daemon should be, how that is known, and the token for it. Making one opens no connection."""
@@ -103,7 +107,8 @@ class Daemon:
 
         Raises:
             ApiError: the daemon refused, or reported an error in the middle.
-            CliError: as for ``request``, or the stream broke off.
+            BrokenOffError: it ended in the middle.
+            CliError: as for ``request``.
         """
         connection = self._connection(STREAM_SILENCE_S)
         try:
@@ -120,10 +125,10 @@ class Daemon:
             try:
                 raw = response.readline(LINE_BYTES_MAX + 1)
             except (OSError, http.client.HTTPException) as exc:
-                raise CliError(f"{broken} ({exc})") from exc
+                raise BrokenOffError(f"{broken} ({exc})") from exc
             line = raw.decode("utf-8", "replace").rstrip("\r\n")
             if not raw or len(raw) > LINE_BYTES_MAX:
-                raise CliError(broken)
+                raise BrokenOffError(broken)
             if line.startswith(":"):
                 yield Comment(text=line[1:].strip())
             elif line.startswith("data:"):

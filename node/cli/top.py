@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from node.cli.client import Daemon, Data, find_daemon
+from node.cli.client import BrokenOffError, Daemon, Data, find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import Payload, columns, duration, emit, facts, harmless, money, short, size
@@ -43,10 +43,12 @@ def top(options: Globals, once: bool) -> int:
 def snapshots(daemon: Daemon) -> Iterator[Payload]:
     """Yield the node's state once a second, peers included. Raises: CliError: the daemon is gone."""
     with closing(daemon.stream("/api/v1/events", None, method="GET")) as events:  # type: ignore[type-var]
-        for event in events:
-            if isinstance(event, Data):
-                yield {**event.value, "peers": daemon.get("/api/v1/peers").get("peers", [])}
-    raise CliError("the daemon ended the stream: it is stopping", Exit.UNREACHABLE)
+        try:
+            for event in events:
+                if isinstance(event, Data):
+                    yield {**event.value, "peers": daemon.get("/api/v1/peers").get("peers", [])}
+        except BrokenOffError as exc:  # the only end of this stream: it has no last event
+            raise CliError("the daemon ended the stream: it is stopping, or was killed", Exit.UNREACHABLE) from exc
 
 
 def screen(shot: Payload) -> str:

@@ -69,7 +69,7 @@ def test_every_snapshot_is_a_line_until_the_daemon_goes(daemon: FakeDaemon) -> N
     watch(daemon, shot(), shot(name="later"))
     ran = souk("top", "-o", "jsonl")
     assert [json.loads(line)["status"]["name"] for line in ran.out.splitlines()] == ["gpu-1", "later"]
-    assert ran.code == 4 or "broke off" in ran.err
+    assert ran.code == 4 and "it is stopping" in ran.err
 
 
 def test_top_ends_with_4_when_there_is_no_daemon() -> None:
