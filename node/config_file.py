@@ -78,7 +78,7 @@ def load_config(
     Raises:
         ConfigError: with one line for every fault of every source.
     """
-    reading = _Reading(source=str(path), text=_read_text(path, required=required))
+    reading = _Reading(source=str(path), text=read_text(path, required=required))
     reading.read_file()
     reading.read_environment(environ)
     reading.read_settings(settings)
@@ -113,7 +113,8 @@ def setting(config: Config, name: str) -> object:
     return value
 
 
-def _read_text(path: Path, *, required: bool) -> str:
+def read_text(path: Path, *, required: bool = False) -> str:
+    """Return the text of a file; of one that is missing, nothing. Raises: ConfigError."""
     try:
         return path.read_text("utf-8")
     except FileNotFoundError as exc:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,10 @@ def set_(options: Globals, name: str, value: str) -> int:
     A list is given with commas. Nothing is written when the file would be faulty.
     """
     from node.cli.config_edit import with_setting
-    from node.config_file import load_config, setting
+    from node.config_file import load_config, read_text, setting
 
     home = options.home
-    text = home.config_path.read_text("utf-8") if home.config_path.exists() else ""
+    text = read_text(home.config_path)
     wanted = setting(load_config(Path(os.devnull), environ={}, settings=[f"{name}={value}"]).config, name)
     home.create()
     _replace(home.config_path, with_setting(text, name, wanted))
@@ -155,11 +156,15 @@ def _replace(path: Path, text: str) -> None:
     from node.config_file import load_config
     from node.errors import ConfigError
 
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    # Of a link, what it leads to is replaced.
+    place = path.resolve()
+    fresh = place.with_name(f".{place.name}.{os.getpid()}")
     try:
         fresh.write_text(text, encoding="utf-8")
         load_config(fresh, environ={}, required=True)
-        fresh.replace(path)
+        if place.exists():
+            shutil.copymode(place, fresh)
+        fresh.replace(place)
     except ConfigError as exc:
         raise ConfigError([problem.replace(str(fresh), str(path)) for problem in exc.problems]) from exc
     finally:

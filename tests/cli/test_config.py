@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -87,6 +88,24 @@ def test_set_changes_nothing_when_the_value_is_bad(home: Home, arguments: list[s
     ran = souk("config", "set", *arguments)
     assert ran.code == 3 and said in ran.err
     assert home.config_path.read_text() == "[market]\nprice_in = 5\n"
+
+
+def test_set_keeps_a_link_and_who_may_read_the_file(home: Home, tmp_path: Path) -> None:
+    home.create()
+    kept = tmp_path / "kept.toml"
+    kept.write_text("[market]\n")
+    kept.chmod(0o640)
+    home.config_path.symlink_to(kept)
+    assert souk("config", "set", "market.price_in", "7").code == 0
+    assert home.config_path.is_symlink() and kept.read_text() == "[market]\nprice_in = 7\n"
+    assert kept.stat().st_mode & 0o777 == 0o640
+
+
+def test_set_ends_with_3_when_the_file_is_no_text(home: Home) -> None:
+    home.create()
+    home.config_path.write_bytes(b"\xff\xfe")
+    ran = souk("config", "set", "market.price_in", "7")
+    assert ran.code == 3 and "cannot be read" in ran.err
 
 
 def test_set_says_what_makes_a_running_daemon_follow(daemon: FakeDaemon, home: Home) -> None:
