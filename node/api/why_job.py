@@ -23,7 +23,7 @@ _ADVICE: Final = {
     "memory": "others hold its device's memory; another peer, fewer tokens with --max-tokens, or later",
     "model_unknown": "its advert is older than what it serves; souk models shows what there is now",
     "expired": "the answer came too late, or the clocks differ: souk doctor checks this one",
-    "draining": "it is stopping; others will be asked",
+    "draining": "its owner keeps peers out now; others will be asked",
     "unreachable": "it is gone, or a firewall is between you: souk peers shows who is connected",
     "silent": "it took too long; it comes last until it says something new",
     "broke_protocol": "it broke the rules and was left; its messages are kept: souk receipts proofs",

@@ -75,7 +75,9 @@ def _serving(facts: NodeFacts) -> Iterator[Finding]:
             )
             yield _know("serve", "quarantine", message, CHECKS_ADVICE["worker"])
     if not facts.models:
-        advice = "souk models add FOLDER --name NAME, then restart; models.serve says which are loaded"
+        advice = (
+            "souk models add FOLDER --name NAME, then souk models load NAME; models.serve says which load at start"
+        )
         yield _block("serve", "no_model", "no model is loaded here", advice)
     elif facts.is_draining:
         yield _block("serve", "draining", "this node takes no new jobs: it is drained", "souk resume opens it")
