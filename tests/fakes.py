@@ -105,6 +105,7 @@ class Script:
     dies_after: int | None = None
     """After so many pieces the worker is gone."""
     hangs_after: int | None = None
+    energy_millijoules: int | None = None
 
 
 @dataclass
@@ -199,7 +200,9 @@ class ScriptedExecutor:
             tokens = tuple(range(first + made, first + min(made + script.tokens_per_piece, total)))
             made += len(tokens)
             finish = None if made < total else ("length" if total == tokens_out_max else "stop")
-            await sink.send(Piece(tokens=tokens, text="".join(f"w{n} " for n in tokens), finish=finish))
+            energy = None if finish is None else script.energy_millijoules
+            text = "".join(f"w{n} " for n in tokens)
+            await sink.send(Piece(tokens=tokens, text=text, finish=finish, energy_millijoules=energy))
             self.pieces[job_key] += 1
             await trio.sleep(script.step_s)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from node.api.device_views import own_device, peer_device, tokens_per_s
 from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.views import (
     BundleMessage,
@@ -26,8 +27,9 @@ from node.api.views import (
 from node.api.why_node import NodeFacts
 from node.config import Config
 from node.discovery.directory import Directory, Listing
-from node.execution.interface import DeviceReport, Executor
+from node.execution.interface import Executor
 from node.execution.worker_state import WorkerState
+from node.ledger.entries import ContractRow
 from node.ledger.ledger import Ledger
 from node.market.admission import Admission
 from node.market.journal import JobRecord
@@ -35,12 +37,12 @@ from node.market.party import Party
 from node.market.provider import Provider
 from node.market.requester import Requester
 from node.net.interface import Network
-from protocol.advert import PROTOCOL_VERSION, Advert, DeviceClaim, Offer
+from protocol.advert import PROTOCOL_VERSION, Advert, Offer
 from protocol.evidence import Readable, readable
 from protocol.identity import peer_id_to_text
 from protocol.schema import to_plain
 from protocol.signed import Signed
-from protocol.units import PeerId
+from protocol.units import ModelId, PeerId
 
 MILLI: Final = 1_000
 STARTING: Final = "starting"
@@ -121,9 +123,11 @@ class DaemonView:
         local = {offer.model_id: offer for offer in own.message.offers} if own is not None else {}
         for model_id, offer in local.items():
             offers.setdefault(model_id, []).append(offer)
+        delivered = {it.model_id: it.delivered_tokens_per_s_milli for it in self._rooms.executor.models()}
         return sorted(
             (
                 ModelView(
+                    delivered_tokens_per_s=tokens_per_s(delivered.get(ModelId(model_id))),
                     name=found[0].name,
                     model_id=model_id.hex(),
                     local=model_id in local,
@@ -139,7 +143,8 @@ class DaemonView:
         )
 
     def devices(self) -> Sequence[DeviceView]:
-        return [_device(report) for report in self._rooms.executor.devices()]
+        executor = self._rooms.executor
+        return [own_device(report, executor.models()) for report in executor.devices()]
 
     def advert(self) -> dict[str, Json] | None:
         own = self._rooms.own_advert()
@@ -206,9 +211,14 @@ class DaemonView:
                 tokens_out=row.tokens_out,
                 cost_microcredits=row.vouchered,
                 at_ms=row.at_ms,
+                energy_millijoules=self._energy(row),
             )
             for row in await self._rooms.party.ledger.contracts(limit)
         ]
+
+    def _energy(self, row: ContractRow) -> int | None:
+        sale = self._rooms.party.journal.sale(row.contract_id) if row.role == "provider" else None
+        return None if sale is None else sale.energy_millijoules
 
     async def bundle(self, contract_id_prefix: str) -> BundleView | None:
         found = await self._rooms.party.ledger.messages(contract_id_prefix)
@@ -244,7 +254,7 @@ def _peer(listing: Listing, connected: bool, now_ms: int) -> PeerView:
         slots_free=advert.slots_free,
         slots_total=advert.slots_total,
         queue_ms=advert.queue_ms,
-        devices=tuple(_claim(claim) for claim in advert.devices),
+        devices=tuple(peer_device(claim) for claim in advert.devices),
     )
 
 
@@ -269,21 +279,6 @@ def _json(value: Readable) -> Json:
     return value
 
 
-def _device(report: DeviceReport) -> DeviceView:
-    return DeviceView(
-        kind=report.kind,
-        index=report.index,
-        name=report.name,
-        architecture=report.architecture,
-        memory_total_bytes=report.memory_total_bytes,
-        memory_free_bytes=report.memory_free_bytes,
-        dtypes=report.dtypes,
-        driver=report.driver,
-        matmul_gflops=report.matmul_gflops,
-        read_mb_per_s=report.read_mb_per_s,
-    )
-
-
 def _worker(state: WorkerState) -> WorkerView:
     return WorkerView(
         device=state.device,
@@ -293,20 +288,4 @@ def _worker(state: WorkerState) -> WorkerView:
         deaths=state.deaths,
         cause=state.cause,
         probe_in_s=state.probe_in_s,
-    )
-
-
-def _claim(claim: DeviceClaim) -> DeviceView:
-    """Show what a peer says of its device; it tells neither an index nor a driver."""
-    return DeviceView(
-        kind=claim.device,
-        index=0,
-        name=claim.name,
-        architecture=claim.architecture,
-        memory_total_bytes=claim.memory_total_bytes,
-        memory_free_bytes=claim.memory_free_bytes,
-        dtypes=claim.dtypes,
-        driver=None,
-        matmul_gflops=claim.matmul_gflops,
-        read_mb_per_s=claim.read_mb_per_s,
     )

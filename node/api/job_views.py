@@ -129,6 +129,7 @@ def job_view(record: JobRecord, *, tokens_out: int | None = None) -> JobView:
         tokens_in=record.tokens_in,
         tokens_out=record.tokens_out if tokens_out is None else tokens_out,
         cost_microcredits=record.cost_microcredits,
+        energy_millijoules=record.energy_millijoules,
         started_ms=record.started_ms,
         first_token_ms=None if first_at is None else first_at - record.started_ms,
         ended_ms=record.ended_ms,

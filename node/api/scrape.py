@@ -61,6 +61,7 @@ class Scrape:
         peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))
         yield peers
         yield from _worker_gauges(rooms.executor.workers())
+        yield from self._speeds(rooms.party.metrics)
 
     def _jobs(self, metrics: Metrics) -> Iterator[Metric]:
         running: Counter[tuple[str, str]] = Counter()
@@ -79,6 +80,22 @@ class Scrape:
             "souk_jobs_running", "Jobs that have begun to answer; local ones from their order on.", running
         )
         yield _job_gauge("souk_jobs_waiting", "Jobs without a first token yet.", waiting)
+
+    def _speeds(self, metrics: Metrics) -> Iterator[Metric]:
+        measured = GaugeMetricFamily(
+            "souk_model_measured_tokens_per_second", "Of one sequence, as advertised.", labels=("device", "model")
+        )
+        delivered = GaugeMetricFamily(
+            "souk_model_delivered_tokens_per_second",
+            "What jobs got, sharing the device.",
+            labels=("device", "model"),
+        )
+        for model in self._rooms.executor.models():
+            where = model.device, metrics.models.label(model.name)
+            measured.add_metric(where, model.tokens_per_s_milli / 1000)
+            if model.delivered_tokens_per_s_milli is not None:
+                delivered.add_metric(where, model.delivered_tokens_per_s_milli / 1000)
+        yield from (measured, delivered)
 
     async def _gpus(self) -> list[Metric]:
         if all(device.kind != "cuda" for device in self._rooms.executor.devices()):

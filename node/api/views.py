@@ -19,6 +19,20 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     """Base of everything shown."""
 
 
+class DeviceModelView(View, frozen=True, kw_only=True):
+    """A model on one of our devices: what is advertised, and what jobs really got."""
+
+    name: str
+    loaded: bool
+    lacks: str | None
+    """Why it cannot be loaded now: memory that others hold, or jobs of other models."""
+    memory_bytes: int
+    context_tokens: int
+    tokens_per_s: float
+    delivered_tokens_per_s: float | None
+    """None before a job has ended."""
+
+
 class DeviceView(View, frozen=True, kw_only=True):
     kind: str
     index: int
@@ -30,6 +44,16 @@ class DeviceView(View, frozen=True, kw_only=True):
     driver: str | None
     matmul_gflops: int | None
     read_mb_per_s: int | None
+    compute_capability: str | None = None
+    utilization_ratio: float | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+    energy_millijoules: int | None = None
+    """Its counter, since the driver was loaded."""
+    foreign_processes: int | None = None
+    """Of other programs; None where the device does not tell, and of a peer's device."""
+    models: tuple[DeviceModelView, ...] = ()
+    """What is served there; nothing of a peer's device."""
 
 
 class WorkerView(View, frozen=True, kw_only=True):
@@ -130,6 +154,8 @@ class ModelView(View, frozen=True, kw_only=True):
     price_in: int
     price_out: int
     tokens_per_s: float
+    delivered_tokens_per_s: float | None = None
+    """What jobs on our own devices really got; None before the first."""
 
 
 class ReceiptView(View, frozen=True, kw_only=True):
@@ -143,6 +169,8 @@ class ReceiptView(View, frozen=True, kw_only=True):
     tokens_out: int
     cost_microcredits: int
     at_ms: int
+    energy_millijoules: int | None = None
+    """Of a job on our device, while the daemon that ran it still remembers it."""
 
 
 class JobView(View, frozen=True, kw_only=True):
@@ -159,6 +187,8 @@ class JobView(View, frozen=True, kw_only=True):
     tokens_in: int = 0
     tokens_out: int
     cost_microcredits: int = 0
+    energy_millijoules: int | None = None
+    """What it took of our device; None where that is unknown, or was a peer's."""
     started_ms: int
     first_token_ms: int | None = None
     """From the start on, looking for a provider included."""

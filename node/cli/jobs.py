@@ -80,6 +80,7 @@ def _timeline(payload: Payload) -> str:
             ("why", it.get("message")),
             ("tokens", f"{it.get('tokens_in')} in, {it.get('tokens_out')} out"),
             ("cost", money(it.get("cost_microcredits"))),
+            ("energy", _energy(it)),
             ("started", moment(it.get("started_ms"))),
             ("took", _took(it)),
         ]
@@ -130,6 +131,11 @@ def _cancelled(payload: Payload) -> str:
 
 def _state(it: dict[str, Any]) -> str:  # JSON of the daemon
     return f"{it['state']} ({it['code']})" if it.get("code") not in (None, it["state"]) else str(it["state"])
+
+
+def _energy(it: dict[str, Any]) -> str | None:  # JSON of the daemon
+    millijoules = it.get("energy_millijoules")
+    return None if millijoules is None else f"{millijoules / 1000:,.3f} J"
 
 
 def _took(it: dict[str, Any]) -> str:  # JSON of the daemon

@@ -241,10 +241,11 @@ def _models_table(payload: Payload) -> str:
             model.get("price_in"),
             model.get("price_out"),
             model.get("tokens_per_s"),
+            model.get("delivered_tokens_per_s"),
         ]
         for model in payload["models"]
     ]
-    return columns(("MODEL", "ID", "HERE", "PEERS", "CONTEXT", "IN", "OUT", "TOK/S"), rows)
+    return columns(("MODEL", "ID", "HERE", "PEERS", "CONTEXT", "IN", "OUT", "TOK/S", "DELIVERED"), rows)
 
 
 def _verified_table(payload: Payload) -> str:

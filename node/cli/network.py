@@ -71,7 +71,7 @@ def connect(options: Globals, address: str) -> int:
 @click.command(cls=SoukCommand)
 @pass_globals
 def devices(options: Globals) -> int:
-    """List this node's devices: memory, and what was measured on them."""
+    """List this node's devices, what was measured on them, and their models: advertised and delivered speed."""
     emit(options, find_daemon(options).get("/api/v1/devices"), rows="devices", table=_devices_table)
     return Exit.DONE
 
@@ -89,10 +89,34 @@ def _devices_table(payload: Payload) -> str:
             " ".join(device.get("dtypes") or ()),
             device.get("matmul_gflops"),
             device.get("read_mb_per_s"),
+            device.get("power_watts"),
+            device.get("temperature_celsius"),
+            device.get("foreign_processes"),
         ]
         for device in payload["devices"]
     ]
-    return columns(("DEVICE", "NAME", "ARCH", "FREE", "TOTAL", "DTYPES", "GFLOPS", "READ MB/S"), rows)
+    titles = ("DEVICE", "NAME", "ARCH", "FREE", "TOTAL", "DTYPES", "GFLOPS", "READ MB/S", "W", "°C", "OTHERS")
+    models = [
+        _served_row(f"{device.get('kind')}:{device.get('index')}", model)
+        for device in payload["devices"]
+        for model in device.get("models") or ()
+    ]
+    served = ("DEVICE", "MODEL", "STATE", "MEMORY", "CONTEXT", "TOK/S", "DELIVERED")
+    return columns(titles, rows) + ("\n\n" + columns(served, models) if models else "")
+
+
+def _served_row(device: str, model: dict[str, Any]) -> list[object]:  # JSON of the daemon
+    lacks = model.get("lacks")
+    state = f"waits for {lacks}" if lacks else "loaded" if model.get("loaded") else "on demand"
+    return [
+        device,
+        model.get("name"),
+        state,
+        size(model.get("memory_bytes")),
+        model.get("context_tokens"),
+        model.get("tokens_per_s"),
+        model.get("delivered_tokens_per_s"),
+    ]
 
 
 @click.group(cls=SoukGroup)

@@ -6,19 +6,21 @@ One process is ``worker_process.py``, what it loads ``loading.py``; when to try 
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import trio
 from trio import TaskStatus
 
 from node.errors import ExecutionError, ModelError, WorkerDiedError
-from node.execution.devices import read_cpu
+from node.execution.devices import DeviceChoice, read_cpu
 from node.execution.frames import Ready, Setup
 from node.execution.interface import DeviceReport, ServedModel
+from node.execution.inventory import DeviceNow
 from node.execution.jail import Jail
-from node.execution.loading import DeviceModels, DeviceSetup, LocalModel, ModelLoader, measure_model
+from node.execution.loading import DeviceModels, DeviceSetup, ModelLoader, measure_model
 from node.execution.memory_plan import FIXED_BYTES, device_budget
+from node.execution.model_fit import LocalModel
 from node.execution.quarantine import Quarantine
 from node.execution.spawn import WorkerLimits
 from node.execution.worker_process import WorkerProcess
@@ -79,7 +81,10 @@ class DeviceWorker:
         self._jail: str | None = None
         self._cause: str | None = None
         self._announced = False
+        self._scope = trio.CancelScope()
         self.report: DeviceReport | None = None
+        self.is_lost = False
+        """The device itself is gone."""
 
     @property
     def served(self) -> tuple[ServedModel, ...]:
@@ -139,7 +144,9 @@ class DeviceWorker:
         """Return what can be told of it now."""
         now = trio.current_time()
         life: Life = "starting" if self._cause is None else "restarting"
-        if self.is_alive:
+        if self.is_lost:
+            life = "lost"
+        elif self.is_alive:
             life = "serving"
         elif self._quarantine.is_on:
             life = "quarantined"
@@ -155,7 +162,49 @@ class DeviceWorker:
         )
 
     async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a worker alive until cancelled; started once the first one serves, or has failed to."""
+        """Keep a worker alive until cancelled or lost; started once the first one serves, or has failed to."""
+        with self._scope:
+            await self._keep(task_status)
+        self._serving, self._models, self._spare, self.report = None, None, None, None
+        self._announce(task_status)
+        self._changes.announce()
+
+    def lose(self) -> None:
+        """End the workers of a device that is there no more: their jobs fail, and ``run`` returns."""
+        self.is_lost, self._cause = True, "the driver lists this device no more"
+        self._setup.metrics.worker_died(self._setup.choice.name, "device_lost")
+        log.error("device lost", extra={"device": self._setup.choice.name})
+        self._scope.cancel()
+
+    @property
+    def choice(self) -> DeviceChoice:
+        return self._setup.choice
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """Our processes on this device: the one that serves, and the spare."""
+        ours = (self._serving, self._spare)
+        return frozenset(it.process.pid for it in ours if it is not None and it.process.pid is not None)
+
+    async def follow(self, now: DeviceNow) -> None:
+        """Show the device as it is now, and keep its models to the memory that others leave."""
+        if self.report is None or self._models is None or not self.is_alive:
+            return
+        free = self.report.memory_free_bytes if now.memory_free_bytes is None else now.memory_free_bytes
+        self.report = replace(self.report, memory_free_bytes=free, load=now.load)
+        before = self._offered()
+        try:
+            await self._models.follow(now)
+        except WorkerDiedError:
+            return  # its own task finds out, too
+        if self._offered() != before:
+            self._changes.announce()
+
+    def _offered(self) -> list[tuple[ModelId, int, str | None]]:
+        """Return what others hear of the models, as far as memory decides it."""
+        return [(it.model_id, it.context_tokens, it.lacks) for it in self.served]
+
+    async def _keep(self, task_status: TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             while True:
                 candidate = self._take_spare() or self._start(nursery)
@@ -222,7 +271,7 @@ class DeviceWorker:
         )
         process = WorkerProcess(
             Setup(
-                device=self._setup.choice.name,
+                device=self._setup.choice.torch_name,
                 threads=self._setup.threads,
                 memory_percent=self._setup.config.memory_percent,
             ),

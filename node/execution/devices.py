@@ -48,10 +48,17 @@ class DeviceChoice:
     index: int = 0
     cards: int = 1
     """With those that follow it: they share each model."""
+    uuid: str | None = None
+    """Where it is known, the worker sees this card and no other, whatever its index becomes."""
 
     @property
     def name(self) -> str:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+    @property
+    def torch_name(self) -> str:
+        """What its worker calls it."""
+        return self.name if self.uuid is None else "cuda:0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +131,12 @@ def choose_devices(
     if not isinstance(wanted, str):
         return tuple(_parse(name) for name in wanted)
     visible = environment.get("CUDA_VISIBLE_DEVICES")
-    count = len(nvml) if visible is None else min(len(nvml), len([name for name in visible.split(",") if name]))
-    return tuple(DeviceChoice(kind="cuda", index=i) for i in range(count)) or (DeviceChoice(kind="cpu"),)
+    if visible is None:
+        cards = tuple(DeviceChoice(kind="cuda", index=i, uuid=card.uuid) for i, card in enumerate(nvml))
+    else:
+        count = min(len(nvml), len([name for name in visible.split(",") if name]))
+        cards = tuple(DeviceChoice(kind="cuda", index=i) for i in range(count))
+    return cards or (DeviceChoice(kind="cpu"),)
 
 
 def worker_environment(choice: DeviceChoice, environment: Mapping[str, str], threads: int) -> dict[str, str]:
@@ -134,6 +145,8 @@ def worker_environment(choice: DeviceChoice, environment: Mapping[str, str], thr
         # A worker of the CPU takes no memory of a card that another one fills.
         return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads), **_KERNEL_CACHES}
     kept = {name: environment[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in environment}
+    if choice.uuid is not None:
+        kept = {"CUDA_VISIBLE_DEVICES": choice.uuid}
     # The driver's order: the fastest-first order of CUDA changes when a card is added.
     return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads), **kept}
 

@@ -20,8 +20,26 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLoad:
+    """How busy a device was at the last look, and with whose processes; ``None`` where it does not tell."""
+
+    compute_capability: str | None = None
+    """Of CUDA, such as ``9.0``."""
+    utilization_ratio: float | None = None
+    temperature_celsius: int | None = None
+    power_watts: float | None = None
+    energy_millijoules: int | None = None
+    """Its counter, since the driver was loaded."""
+    foreign_processes: int | None = None
+    """Of other programs than this node's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceReport:
-    """One device as found and as measured at start; ``None`` where the device does not tell."""
+    """One device as found and as measured at start, with its memory and load as of the last look.
+
+    ``None`` where the device does not tell.
+    """
 
     kind: Literal["cuda", "cpu"]
     index: int
@@ -36,6 +54,7 @@ class DeviceReport:
     """Measured at start, in the dtype that is served."""
     read_mb_per_s: int | None
     """Measured streaming read of device memory, 10⁶ bytes per second."""
+    load: DeviceLoad = DeviceLoad()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
@@ -26,63 +25,31 @@ from node.execution.frames import (
     MeasureDevice,
     Ready,
     Unload,
-    VllmUse,
 )
-from node.execution.interface import DeviceReport, Dtype, ServedModel
+from node.execution.interface import DeviceReport, ServedModel
+from node.execution.inventory import DeviceNow
 from node.execution.job_meter import JobMeter
 from node.execution.measurements import Delivered, DeviceRates, Measurements
 from node.execution.memory_plan import (
+    FIXED_BYTES,
     MemoryPlan,
     device_budget,
     fit_context,
     fit_slots,
-    kv_bytes_per_token,
-    plan_items,
-    plan_model,
     with_slots,
 )
+from node.execution.model_fit import PREFILL_TOKENS, SDPA, VLLM, Fit, LocalModel, choose_dtype, fit_model, vllm_use
 from node.execution.residency import MEMORY, Residency
-from node.execution.shape import read_decoder_shape
 from node.execution.worker_process import WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
-from protocol.fields import Task
 from protocol.profile import Profile
-from protocol.task import GENERATE
-from protocol.tasks.registry import INPUTS
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
 
 # A hundred gigabytes from a disk that reads 200 MB/s.
 LOAD_S_MAX: Final = 600.0
-SDPA: Final = "sdpa"
-VLLM: Final = "vllm"
-# Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
-# core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
-# from the literature: not run on a GPU yet.
-PREFILL_TOKENS: Final = {"cpu": 512, "cuda": 2048}
-
-
-class LocalModel(Protocol):
-    """What execution needs to know of a model on the disk; ``node.models.store.StoredModel`` is one."""
-
-    @property
-    def model_id(self) -> ModelId: ...
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def task(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def parameters(self) -> int: ...
-
-    def verify(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,19 +143,6 @@ class ModelLoader:
         return self.setup.measurements.tokens_per_s_milli(self.setup.choice.name, model_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Fit:
-    """A model as it would be loaded: the plan as if it were alone beside the pinned ones."""
-
-    model: LocalModel
-    task: Task
-    cache_bytes_per_token: int
-    attention: str
-    """What computes it, for the profile."""
-    dtype: Dtype
-    alone: MemoryPlan
-
-
 class DeviceModels:
     """The models of one living worker: those that are loaded, and those that will be when somebody asks."""
 
@@ -196,6 +150,7 @@ class DeviceModels:
         self._loader, self._process, self._ready = loader, process, ready
         self._residency = residency
         self._entries: dict[ModelId, ServedModel] = {}
+        self._fits: dict[ModelId, Fit] = {}
         self._energy = EnergyBook(device_counter(loader.setup.choice.kind, ready.uuid, trio.current_time))
         # One at a time: each decision about memory rests on the one before.
         self._loading = trio.Lock()
@@ -206,12 +161,70 @@ class DeviceModels:
         """What this device answers with."""
         return tuple(
             replace(
-                it,
+                it if it.model_id in self._residency else self._unloaded(it),
                 is_loaded=it.model_id in self._residency,
                 delivered_tokens_per_s_milli=self._loader.delivered[it.model_id].tokens_per_s_milli,
             )
             for it in self._entries.values()
         )
+
+    def _unloaded(self, entry: ServedModel) -> ServedModel:
+        """Return what a model would be, were it loaded now."""
+        fit, residency = self._fits[entry.model_id], self._residency
+        plan = fit_context(fit.largest, residency.budget_bytes - residency.pinned_bytes)
+        if plan is None:
+            return replace(entry, lacks="memory")
+        is_free = with_slots(plan, 1).total_bytes <= residency.budget_bytes - residency.kept_bytes
+        return replace(self._entry(fit, plan), lacks=None if is_free else "jobs")
+
+    async def follow(self, now: DeviceNow) -> None:
+        """Keep to the memory that other programs leave: idle models make room, and come back when it does.
+
+        Raises:
+            WorkerDiedError: the worker died meanwhile.
+        """
+        assert self.report is not None
+        if now.memory_free_bytes is None:
+            return
+        config, report, residency = self._loader.setup.config, self.report, self._residency
+        own = now.own_bytes
+        if own is None:
+            own = residency.budget_bytes - residency.free_bytes + FIXED_BYTES[report.kind]
+        budget = device_budget(
+            report.kind,
+            total_bytes=report.memory_total_bytes,
+            free_bytes=now.memory_free_bytes + own,
+            percent=config.memory_percent,
+            bytes_max=config.memory_bytes_max,
+        )
+        if abs(budget - residency.budget_bytes) <= self._loader.setup.rules.memory_step_bytes:
+            return
+        has_grown = budget > residency.budget_bytes
+        extra = {"device": self._loader.setup.choice.name, "before_bytes": residency.budget_bytes}
+        log.info("memory for models changed", extra={**extra, "now_bytes": budget})
+        residency.budget_bytes = budget
+        async with self._loading:
+            for idle in residency.idle():
+                if residency.free_bytes >= 0:
+                    break
+                await self._unload(idle)
+        if has_grown:
+            await self.load_missing()
+
+    async def load_missing(self) -> None:
+        """Serve what is wanted and not served; a model that fails is logged and left out.
+
+        Raises:
+            WorkerDiedError: the worker died meanwhile.
+        """
+        for model_id, model in tuple(self._loader.wanted.items()):
+            try:
+                if model_id not in self._entries:
+                    await self.load_at_start(model)
+            except WorkerDiedError:
+                raise
+            except (ModelError, ExecutionError) as exc:
+                log.warning("model left out", extra={"model": model.name, "cause": str(exc)})
 
     def count_energy(self, model_id: ModelId, millijoules: int | None) -> None:
         """Show what a job took; one whose energy is unknown counts nowhere."""
@@ -252,11 +265,12 @@ class DeviceModels:
         async with self._loading:
             if model.model_id not in self._residency:
                 fit = await self._fit(model)
-                plan = fit_slots(fit.alone, self._residency.free_bytes)
+                alone = self._alone(fit)
+                plan = fit_slots(alone, self._residency.free_bytes)
                 if plan is None:
-                    for victim in self._residency.victims(with_slots(fit.alone, 1).total_bytes):
+                    for victim in self._residency.victims(with_slots(alone, 1).total_bytes):
                         await self._unload(victim)
-                    plan = fit_slots(fit.alone, self._residency.free_bytes)
+                    plan = fit_slots(alone, self._residency.free_bytes)
                     assert plan is not None
                 await self._load(fit, plan)
             return self._entries[model.model_id]
@@ -267,8 +281,9 @@ class DeviceModels:
             fit = await self._fit(model)
             # Another program's version stands in the profile, which a quote and its receipt must both say.
             is_known = fit.attention == SDPA or model.model_id in self._loader.kernels
-            if is_known and fit_slots(fit.alone, self._residency.free_bytes) is None:
-                self._entries[model.model_id] = self._entry(fit, fit.alone)
+            alone = self._alone(fit)
+            if is_known and fit_slots(alone, self._residency.free_bytes) is None:
+                self._note(fit, alone)
                 return
         await self.load(model)
 
@@ -284,44 +299,24 @@ class DeviceModels:
                 await self._unload(model_id)
             self._entries.pop(model_id, None)
 
-    async def _fit(self, model: LocalModel) -> _Fit:
-        config, name = self._loader.setup.config, self._loader.setup.choice.name
-        task = known_task(model.task)
-        dtype: Dtype
-        attention = SDPA
-        if task == GENERATE:
-            shape = await trio.to_thread.run_sync(read_decoder_shape, model.folder)
-            dtype = choose_dtype(config.dtype, self._ready.dtypes)
-            if config.vllm_python:
-                attention = VLLM
-            elif shape.backend != "torch":
-                attention = shape.backend
-            per_token = kv_bytes_per_token(shape, dtype)
-            largest = plan_model(
-                shape,
-                model.parameters,
-                dtype=dtype,
-                slots=config.slots,
-                context_tokens=min(config.context_tokens_max, shape.context_tokens),
-                prefill_tokens=PREFILL_TOKENS[self._loader.setup.choice.kind],
-            )
-        else:
-            # Small models: what bf16 would save is less than what it costs a verifier in certainty.
-            dtype, per_token = choose_dtype("fp32", self._ready.dtypes), 0
-            largest = plan_items(model.parameters, slots=config.slots)
+    async def _fit(self, model: LocalModel) -> Fit:
+        setup = self._loader.setup
+        return await trio.to_thread.run_sync(fit_model, model, setup.config, setup.choice.kind, self._ready.dtypes)
+
+    def _alone(self, fit: Fit) -> MemoryPlan:
+        """Return the plan of a model as if it were alone beside the pinned ones. Raises: ExecutionError."""
         budget = self._residency.budget_bytes - self._residency.pinned_bytes
-        alone = fit_context(largest, budget)
+        alone = fit_context(fit.largest, budget)
         if alone is None:
             raise ExecutionError(
-                f"expected {with_slots(largest, 1).total_bytes} bytes for weights, work and one slot of "
-                f"{largest.context_tokens} tokens, {name} has {budget} beside what is pinned",
+                f"expected {with_slots(fit.largest, 1).total_bytes} bytes for weights, work and one slot of "
+                f"{fit.largest.context_tokens} tokens, {self._loader.setup.choice.name} has {budget} beside what "
+                "is pinned",
                 code=MEMORY,
             )
-        return _Fit(
-            model=model, task=task, attention=attention, cache_bytes_per_token=per_token, dtype=dtype, alone=alone
-        )
+        return alone
 
-    async def _load(self, fit: _Fit, plan: MemoryPlan) -> None:
+    async def _load(self, fit: Fit, plan: MemoryPlan) -> None:
         model_id = fit.model.model_id
         # Shielded: half a load would lie in the worker's memory, and in nobody's books.
         with trio.CancelScope(shield=True):
@@ -339,7 +334,7 @@ class DeviceModels:
                     task=fit.task,
                     # The kernel would hold vLLM's processes to it as well, each by itself.
                     memory_bytes_max=0 if config.vllm_python else config.memory_bytes_max,
-                    vllm=_vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
+                    vllm=vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
                 )
                 await request.send(load)
                 answer = await request.receive()
@@ -351,7 +346,7 @@ class DeviceModels:
                 speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
                 setup = self._loader.setup
                 setup.measurements.keep_tokens_per_s_milli(setup.choice.name, model_id, speed)
-            self._entries[model_id] = self._entry(fit, plan)
+            self._note(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
 
     async def _unload(self, model_id: ModelId) -> None:
@@ -363,7 +358,11 @@ class DeviceModels:
         name = self._entries[model_id].name
         log.info("model unloaded", extra={"model": name, "device": self._loader.setup.choice.name})
 
-    def _entry(self, fit: _Fit, plan: MemoryPlan) -> ServedModel:
+    def _note(self, fit: Fit, plan: MemoryPlan) -> None:
+        self._fits[fit.model.model_id] = fit
+        self._entries[fit.model.model_id] = self._entry(fit, plan)
+
+    def _entry(self, fit: Fit, plan: MemoryPlan) -> ServedModel:
         choice = self._loader.setup.choice
         speed = self._loader.speed(fit.model.model_id)
         assert speed is not None
@@ -379,9 +378,12 @@ class DeviceModels:
             slots=plan.slots,
             profile=self._profile(fit).label,
             cache_bytes_per_token=fit.cache_bytes_per_token,
+            # A job of items has no cache that grows, but what it brings along.
+            fixed_bytes=plan.total_bytes - (plan.cache_bytes if fit.cache_bytes_per_token else 0),
+            is_context_cut=plan.context_tokens < fit.largest.context_tokens,
         )
 
-    def _profile(self, fit: _Fit) -> Profile:
+    def _profile(self, fit: Fit) -> Profile:
         kernels = self._loader.kernels.get(fit.model.model_id, fit.attention)
         is_own = fit.attention == VLLM
         runtime, _, version = (kernels if is_own else self._ready.runtime).partition(" ")
@@ -397,10 +399,6 @@ class DeviceModels:
         )
 
 
-def _vllm_use(config: WorkerSection, choice: DeviceChoice) -> VllmUse:
-    return VllmUse(python=config.vllm_python, cards=choice.cards, arguments=config.vllm_args)
-
-
 async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:
     """Return how fast the device and this model are now.
 
@@ -412,29 +410,3 @@ async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:
         answer = await request.receive()
     assert isinstance(answer, Measured)
     return answer
-
-
-def choose_dtype(wanted: str, offered: tuple[Dtype, ...]) -> Dtype:
-    """Return the dtype to serve in: the device's best one, or the one that the configuration names.
-
-    Raises:
-        ExecutionError: ``dtype``: the device does not compute in it.
-    """
-    if wanted == "auto":
-        return offered[0]
-    for dtype in offered:
-        if dtype == wanted:
-            return dtype
-    raise ExecutionError(f"expected one of {', '.join(offered)} on this device, got {wanted!r}", code="dtype")
-
-
-def known_task(task: str) -> Task:
-    """Return the task that a model's manifest names.
-
-    Raises:
-        ExecutionError: ``task``: this version knows no such task.
-    """
-    for known in INPUTS:
-        if known == task:
-            return known
-    raise ExecutionError(f"expected a task of {', '.join(INPUTS)}, got {task!r}", code="task")

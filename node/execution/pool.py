@@ -3,6 +3,7 @@
 Implements ``interface.Executor``. Devices and restarts are ``device_worker.py``'s business.
 """
 
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -17,11 +18,22 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
 from node.execution.device_worker import Changes, DeviceWorker
-from node.execution.devices import choose_devices, load_nvml, read_nvml, share_devices, worker_environment
+from node.execution.devices import (
+    DeviceChoice,
+    NvmlDevice,
+    choose_devices,
+    load_nvml,
+    read_nvml,
+    share_devices,
+    worker_environment,
+)
 from node.execution.frames import Prepare, Prepared, PrepareItems, Start
+from node.execution.gpu_readings import GpuReader
 from node.execution.interface import DeviceReport, Piece, Prompt, Score, ServedModel
-from node.execution.loading import DeviceModels, DeviceSetup, LocalModel
+from node.execution.inventory import Inventory
+from node.execution.loading import DeviceModels, DeviceSetup
 from node.execution.measurements import Measurements
+from node.execution.model_fit import LocalModel
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
@@ -71,6 +83,9 @@ class WorkerPool:
         self._measurements = Measurements() if measurements is None else measurements
         self.metrics = Metrics() if metrics is None else metrics
         self._config, self._store, self._serve = config, store, serve
+        # A node that serves its CPU by choice does not load the driver.
+        gpus = tuple if config.devices == "cpu" else GpuReader().read
+        self._inventory = Inventory(gpus) if rules.inventory is None else rules.inventory
         self._rules = rules
         self._workers: tuple[DeviceWorker, ...] = ()
         self._held: dict[str, _Held] = {}
@@ -96,14 +111,45 @@ class WorkerPool:
                         starting.start_soon(nursery.start, worker.run)
                 task_status.started()
                 log.info("models served", extra={"models": [model.name for model in self.models()]})
+                if self._workers:
+                    await self._follow_devices(nursery)
                 await trio.sleep_forever()
         finally:
             for held in self._held.values():
                 held.lease.close()
             self._held.clear()
 
+    async def _follow_devices(self, nursery: trio.Nursery) -> None:
+        """Look at the devices every few seconds: nothing tells when memory is taken, or a card comes or goes."""
+        while True:
+            await trio.sleep(self._rules.look_s)
+            pids = {worker.choice: worker.pids for worker in self._workers if not worker.is_lost}
+            found = await trio.to_thread.run_sync(self._inventory.look, pids)
+            for worker in self._workers:
+                if not worker.is_lost and self._inventory.is_lost(worker.choice):
+                    worker.lose()
+                elif worker.choice in found:
+                    await worker.follow(found[worker.choice])
+            for choice in self._appeared():
+                log.info("device found", extra={"device": choice.name})
+                setup = await trio.to_thread.run_sync(self._setup_found, choice)
+                worker = DeviceWorker(setup, self._changes)
+                self._workers = (*(it for it in self._workers if it.choice.name != choice.name), worker)
+                nursery.start_soon(worker.run)
+
+    def _appeared(self) -> list[DeviceChoice]:
+        """Return cards that nobody serves, where every card is to be served."""
+        serving = [worker.choice for worker in self._workers if not worker.is_lost]
+        if self._config.devices != "auto" or self._config.vllm_python or "CUDA_VISIBLE_DEVICES" in os.environ:
+            return []
+        names = {choice.name for choice in serving}
+        free = (index for index in itertools.count() if f"cuda:{index}" not in names)
+        known = {choice.uuid for choice in serving}
+        new = [gpu.uuid for gpu in self._inventory.gpus if gpu.uuid is not None and gpu.uuid not in known]
+        return [DeviceChoice(kind="cuda", index=next(free), uuid=uuid) for uuid in new]
+
     def devices(self) -> tuple[DeviceReport, ...]:
-        """Return every device that has been ready since the start, as it was found then."""
+        """Return every device that has been ready and is not lost, with its memory and load of the last look."""
         return tuple(worker.report for worker in self._workers if worker.report is not None)
 
     def models(self) -> tuple[ServedModel, ...]:
@@ -292,24 +338,32 @@ class WorkerPool:
         nvml = () if self._config.devices == "cpu" else read_nvml(load_nvml())
         choices = choose_devices(self._config.devices, nvml, os.environ)
         if self._config.vllm_python:
-            choices = share_devices(choices, self._config.vllm_cards)
+            # Its server takes cards by their index.
+            shared = share_devices(choices, self._config.vllm_cards)
+            choices = tuple(replace(choice, uuid=None) for choice in shared)
+        return [self._setup(choice, models, nvml) for choice in choices]
+
+    def _setup_found(self, choice: DeviceChoice) -> DeviceSetup:
+        """Return what a device that was found later is served with. Blocks."""
+        return self._setup(choice, self._wanted_models(), read_nvml(load_nvml()))
+
+    def _setup(
+        self, choice: DeviceChoice, models: tuple[LocalModel, ...], nvml: tuple[NvmlDevice, ...]
+    ) -> DeviceSetup:
         threads = self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
-        return [
-            DeviceSetup(
-                choice=choice,
-                config=self._config,
-                threads=threads,
-                models=models,
-                nvml=nvml,
-                environment=worker_environment(choice, os.environ, threads),
-                metrics=self.metrics,
-                rules=self._rules,
-                # The store itself: what is added to it later lies there too.
-                readable=tuple({str(model.folder.parent) for model in models}),
-                measurements=self._measurements,
-            )
-            for choice in choices
-        ]
+        return DeviceSetup(
+            choice=choice,
+            config=self._config,
+            threads=threads,
+            models=models,
+            nvml=nvml,
+            environment=worker_environment(choice, os.environ, threads),
+            metrics=self.metrics,
+            rules=self._rules,
+            # The store itself: what is added to it later lies there too.
+            readable=tuple({str(model.folder.parent) for model in models}),
+            measurements=self._measurements,
+        )
 
 
 def _preparation(

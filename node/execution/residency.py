@@ -39,6 +39,16 @@ class Residency:
         return self.budget_bytes - sum(resident.memory_bytes for resident in self._residents.values())
 
     @property
+    def kept_bytes(self) -> int:
+        """What models take that cannot leave now: pinned ones, and those with jobs."""
+        return sum(it.memory_bytes for it in self._residents.values() if it.is_pinned or it.users)
+
+    def idle(self) -> tuple[ModelId, ...]:
+        """Return the models that may leave, the longest unused first."""
+        by_age = sorted(self._residents.items(), key=lambda item: item[1].last_use)
+        return tuple(model_id for model_id, it in by_age if not it.users and not it.is_pinned)
+
+    @property
     def pinned_bytes(self) -> int:
         """What pinned models take: room that nothing else can ever have."""
         return sum(resident.memory_bytes for resident in self._residents.values() if resident.is_pinned)
@@ -90,13 +100,11 @@ class Residency:
                 code=MEMORY,
             )
         chosen, free = [], self.free_bytes
-        by_age = sorted(self._residents.items(), key=lambda item: item[1].last_use)
-        for model_id, resident in by_age:
+        for model_id in self.idle():
             if free >= needed_bytes:
                 break
-            if not resident.users and not resident.is_pinned:
-                chosen.append(model_id)
-                free += resident.memory_bytes
+            chosen.append(model_id)
+            free += self._residents[model_id].memory_bytes
         if free < needed_bytes:
             raise ExecutionError("the models that are in the way have running jobs; try again soon", code=BUSY)
         return tuple(chosen)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from protocol.units import ModelId
 
-Life = Literal["starting", "serving", "restarting", "quarantined"]
+Life = Literal["starting", "serving", "restarting", "quarantined", "lost"]
 Spare = Literal["none", "starting", "held", "loaded"]
 
 

@@ -106,6 +106,8 @@ class JobRecord:
     tokens_in: int = 0
     tokens_out: int = 0
     cost_microcredits: int = 0
+    energy_millijoules: int | None = None
+    """Of our own device; None where it is unknown, or somebody else's."""
     first_token_at_ms: UnixMs | None = None
     ended_ms: UnixMs | None = None
     code: str | None = None
@@ -277,6 +279,10 @@ class Journal:
             if record.job_id.hex().startswith(prefix)
             or (record.contract_id is not None and record.contract_id.hex().startswith(prefix))
         ]
+
+    def sale(self, contract_id: MessageId) -> JobRecord | None:
+        """Return the record of a contract that a peer has with us, if it is still kept."""
+        return self._sales.get(contract_id)
 
     def _all(self) -> Iterator[JobRecord]:
         return chain(self._orders.values(), self._sales.values())

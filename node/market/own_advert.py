@@ -50,7 +50,8 @@ class OwnAdvert:
         Afterwards an advert without offers takes the offers back: others would go on asking until it ended.
         """
         # A model on several devices is one offer: of its slowest device, since a job may run on any.
-        slowest = sorted(self._executor.models(), key=lambda model: -model.tokens_per_s_milli)
+        served = [model for model in self._executor.models() if model.lacks != "memory"]
+        slowest = sorted(served, key=lambda model: -model.tokens_per_s_milli)
         offers = [_offer(model, self._provider.prices) for model in {it.model_id: it for it in slowest}.values()]
         if not offers or self._admission.slots == 0 or self._admission.closed is not None:
             if not self._has_offered:

@@ -302,6 +302,7 @@ class Provider:
         finally:
             del self.jobs[contract_id]
             record.tokens_out, record.cost_microcredits = job.tokens_out, job.vouchered
+            record.energy_millijoules = job.energy_millijoules
             record.end(job_state(job.state), self._party.now_ms())
             with self._busy_change():
                 self._admission.settle(contract_id, unpaid=0 if is_cut else job.unpaid, vouchered=job.vouchered)

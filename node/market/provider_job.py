@@ -72,6 +72,8 @@ class ProviderJob:
             self._contract.message_id, self._terms, salt=accepted.salt, tokens_in=accepted.prompt.tokens_in
         )
         self.state = ProviderState.FORMED
+        self.energy_millijoules: int | None = None
+        """What the job took of its device; known with the last piece."""
         self._waiting: list[Piece] = []
         self._receipt: Signed[Receipt] | None = None
         self._work = trio.CancelScope()
@@ -245,6 +247,7 @@ class ProviderJob:
         match event:
             case Piece():
                 self._waiting.append(event)
+                self.energy_millijoules = event.energy_millijoules
             case Heard(line=line) if self._attachment.has_replaced(line):
                 pass  # a voucher that comes over both streams would be one too many
             case Heard(signed=signed):

@@ -168,6 +168,9 @@ class Requester:
             return None
         task = task_of(order.task_input)
         named = [it for it in self._executor.models() if names_model(order.model, it.name, it.model_id)]
+        if order.where == "any":
+            # Others may have the room that is lacking here.
+            named = [it for it in named if it.lacks != "memory"]
         for model in named:
             if serves(model.task, task):
                 return model
@@ -248,6 +251,7 @@ class Requester:
             nursery.start_soon(work)
             try:
                 async for piece in pieces:
+                    trace.record.energy_millijoules = piece.energy_millijoules
                     if answer_log.first_token_at is None:
                         answer_log.first_token_at = trio.current_time()
                     for event in answer_log.take(piece.output):

@@ -26,7 +26,7 @@ class Sensors:
     """Remembers the CPU times of the last reading: use is what came since."""
 
     def __init__(self, read_gpus: Callable[[], Iterable[GpuReading]], is_at_work: Callable[[], bool]) -> None:
-        """``is_at_work`` tells whether jobs of ours run: then a GPU's use cannot be told apart from others'."""
+        """``is_at_work`` tells whether jobs of ours run: then a GPU that others use, too, tells nothing."""
         self._read_gpus = read_gpus
         self._is_at_work = is_at_work
         self._own = psutil.Process()
@@ -35,8 +35,7 @@ class Sensors:
     def read(self) -> Reading:
         """Return what the machine tells now; the first reading knows nothing of the CPU yet."""
         gpus = tuple(self._read_gpus())
-        was_at_work = self._is_at_work()
-        used = [gpu.utilization_ratio for gpu in gpus if gpu.utilization_ratio is not None]
+        foreign = _foreign_gpu(gpus, self._own, was_at_work=self._is_at_work())
         hot = [gpu.temperature_celsius for gpu in gpus if gpu.temperature_celsius is not None]
         watts = [gpu.power_watts for gpu in gpus if gpu.power_watts is not None]
         free = [
@@ -48,7 +47,7 @@ class Sensors:
         return Reading(
             idle_s=_idle_s(),
             foreign_cpu_percent=self._foreign_cpu(),
-            foreign_gpu_percent=None if was_at_work or not used else max(used) * PERCENT,
+            foreign_gpu_percent=foreign,
             temperature_celsius=max(hot, default=None),
             power_watts=sum(watts) if watts else None,
             gpu_memory_free_mib=min(free, default=None),
@@ -68,6 +67,18 @@ class Sensors:
         # What nobody waited for falls out of the sum: never below nothing, never above all.
         share = (busy - own - before[1]) / (total - before[0]) * PERCENT
         return min(max(share, 0.0), float(PERCENT))
+
+
+def _foreign_gpu(gpus: Iterable[GpuReading], own: psutil.Process, *, was_at_work: bool) -> float | None:
+    """Return the highest use by others; a card that only we use has none, one that both use tells no shares."""
+    ours = {own.pid, *(child.pid for child in own.children(recursive=True))}
+    used = []
+    for gpu in gpus:
+        if gpu.others(ours) == ():
+            used.append(0.0)
+        elif gpu.utilization_ratio is not None and not was_at_work:
+            used.append(gpu.utilization_ratio)
+    return max(used) * PERCENT if used else None
 
 
 def _cpu_s_of_tree(process: psutil.Process) -> float:

@@ -15,7 +15,7 @@ from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.text import TextCodec, load_codec
 from node.execution.engine.torch_device import describe_device, open_device
-from node.execution.loading import choose_dtype
+from node.execution.model_fit import choose_dtype
 from node.execution.shape import read_shape
 from node.models.store import ModelStore
 from protocol.task import ChatMessage, Sampling

@@ -17,6 +17,11 @@ DEVICE = {
     "matmul_gflops": 50,
     "read_mb_per_s": None,
 }
+UNTOLD = (
+    "compute_capability", "utilization_ratio", "temperature_celsius", "power_watts", "energy_millijoules",
+    "foreign_processes",
+)  # fmt: skip
+DEVICE |= dict.fromkeys(UNTOLD) | {"models": []}
 OFFER = {"name": "tiny", "model_id": "ab" * 32, "context_tokens": 64, "price_in": 1, "price_out": 2}
 
 SHAPES = [
@@ -68,7 +73,16 @@ SHAPES = [
         "/api/v1/models",
         {
             "schema": 1,
-            "models": [OFFER | {"name": "org/tiny", "local": True, "peers": 2, "tokens_per_s": 3.5}],
+            "models": [
+                OFFER
+                | {
+                    "name": "org/tiny",
+                    "local": True,
+                    "peers": 2,
+                    "tokens_per_s": 3.5,
+                    "delivered_tokens_per_s": None,
+                }
+            ],
         },
     ),
     ("/api/v1/devices", {"schema": 1, "devices": [DEVICE]}),
@@ -89,6 +103,7 @@ SHAPES = [
                     "tokens_out": 2,
                     "cost_microcredits": 7,
                     "at_ms": 1,
+                    "energy_millijoules": None,
                 }
             ],
         },

@@ -69,6 +69,22 @@ async def test_jobs_are_shown_on_both_sides_while_they_run_and_after(
             assert trace.timeline[-1].step == "paid" and trace.job.state == "closed"
 
 
+async def test_energy_is_shown_where_the_job_ran_and_nowhere_else(world: World, autojump_clock: MockClock) -> None:
+    seller = await world.node("seller", executor=ScriptedExecutor(script=Script(energy_millijoules=1_250)))
+    buyer = await world.node("buyer")
+    world.introduce(buyer, seller)
+    await buy(buyer, order())
+    await buy(seller, order(where="local"))
+    await trio.sleep(10)
+    assert {job.role: job.energy_millijoules for job in view_of(seller).jobs()} == {
+        "provider": 1_250,
+        "local": 1_250,
+    }
+    assert [job.energy_millijoules for job in view_of(buyer).jobs()] == [None]
+    for view, expected in ((view_of(seller), 1_250), (view_of(buyer), None)):
+        assert [receipt.energy_millijoules for receipt in await view.receipts(9)] == [expected]
+
+
 async def test_facts_tell_what_the_rooms_are_like(world: World, autojump_clock: MockClock) -> None:
     seller = await world.node(
         "seller", executor=ScriptedExecutor(slots=2), market=MarketSection(credit_new_peer=0)

@@ -24,7 +24,7 @@ from tests.api.fakes import (
 RUNNING = {
     "job_id": JOB.hex(), "contract_id": None, "role": "provider", "peer_id": PEER_TEXT, "model": "tiny",
     "state": "running", "tokens_in": 0, "tokens_out": 3, "cost_microcredits": 0, "started_ms": 4,
-    "first_token_ms": None, "ended_ms": None, "code": None, "message": None,
+    "energy_millijoules": None, "first_token_ms": None, "ended_ms": None, "code": None, "message": None,
 }  # fmt: skip
 
 

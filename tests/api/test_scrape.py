@@ -45,6 +45,7 @@ NAMES = {
     "souk_http_request_duration_seconds",
     "souk_event_loop_lag_seconds",
     "souk_worker_restarts_total",
+    "souk_model_measured_tokens_per_second",
     "souk_worker_up",
     "souk_worker_quarantined",
     "souk_worker_jail",

@@ -56,11 +56,20 @@ def test_devices_are_shown_in_units_of_people(daemon: FakeDaemon) -> None:
     device = {
         "kind": "cpu", "index": 0, "name": "a cpu", "architecture": "x86", "memory_total_bytes": 8 << 30,
         "memory_free_bytes": 3 << 29, "dtypes": ["fp32"], "driver": None, "matmul_gflops": 99.5,
-        "read_mb_per_s": 10,
+        "read_mb_per_s": 10, "foreign_processes": 2,
+        "models": [
+            {"name": "smol", "loaded": True, "lacks": None, "memory_bytes": 1 << 29, "context_tokens": 2048,
+             "tokens_per_s": 41.5, "delivered_tokens_per_s": 38.5},
+            {"name": "big", "loaded": False, "lacks": "memory", "memory_bytes": 1 << 33, "context_tokens": 2048,
+             "tokens_per_s": 4.5, "delivered_tokens_per_s": None},
+        ],
     }  # fmt: skip
     daemon.answer("GET /api/v1/devices", {"schema": 1, "devices": [device]})
     out = souk("devices").out
     assert "cpu:0" in out and "1.5 GiB" in out and "8.0 GiB" in out and "99.5" in out
+    smol, big = out.splitlines()[-2:]
+    assert "loaded" in smol and "512.0 MiB" in smol and "41.5" in smol and "38.5" in smol
+    assert "waits for memory" in big and "None" not in big
 
 
 def test_advert_is_shown_flat_or_said_to_be_missing(daemon: FakeDaemon) -> None:

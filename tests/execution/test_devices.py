@@ -158,3 +158,12 @@ def test_neighbouring_cards_share_a_model() -> None:
 def test_cards_that_are_no_neighbours_share_nothing(indexes: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"worker\.vllm_cards"):
         share_devices(tuple(DeviceChoice(kind="cuda", index=i) for i in indexes), 2)
+
+
+def test_card_that_is_known_is_the_only_one_its_worker_sees() -> None:
+    """Its index changes when another card is lost; its UUID does not."""
+    (_first, second) = choose_devices("auto", CARDS, {})
+    assert (second.name, second.torch_name) == ("cuda:1", "cuda:0")
+    assert worker_environment(second, {}, 1)["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+    (named,) = choose_devices(("cuda:1",), CARDS, {})
+    assert named.torch_name == "cuda:1" and "CUDA_VISIBLE_DEVICES" not in worker_environment(named, {}, 1)

@@ -59,3 +59,10 @@ def test_budget_that_shrinks_under_the_models_is_won_back_from_the_oldest() -> N
     residency.budget_bytes = 70
     assert residency.free_bytes == -30
     assert residency.victims(0) == (B,)
+
+
+def test_models_with_jobs_or_a_pin_are_kept() -> None:
+    residency = full()
+    assert residency.idle() == (B, A) and residency.kept_bytes == 0
+    residency.begin_use(B)
+    assert residency.idle() == (A,) and residency.kept_bytes == 40

@@ -18,8 +18,8 @@ import trio
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError
 from node.execution.interface import Piece, Prompt
-from node.execution.loading import PREFILL_TOKENS
 from node.execution.memory_plan import FIXED_BYTES, plan_model
+from node.execution.model_fit import PREFILL_TOKENS
 from node.execution.pool import WorkerPool
 from node.execution.shape import read_shape
 from node.models.store import ModelStore

@@ -1,27 +1,29 @@
 import math
+import os
 import subprocess
 import sys
 import time
+from typing import Any
 
 import psutil
 import pytest
 
-from node.execution.gpu_readings import GpuReading
+from node.execution.gpu_readings import GpuProcess, GpuReading
 from node.owner import sensors
 from node.owner.sensors import Sensors, parse_logind
 
 MIB = 1 << 20
 
 
-def gpu(index: int, **changes: float | None) -> GpuReading:
-    facts: dict[str, float | None] = {
+def gpu(index: int, **changes: Any) -> GpuReading:
+    facts: dict[str, Any] = {
         "utilization_ratio": 0.5,
         "memory_used_bytes": 600 * MIB,
         "memory_total_bytes": 1000 * MIB,
         "temperature_celsius": 60,
         "power_watts": 100.0,
     }
-    return GpuReading(index=index, name="card", **(facts | changes))  # type: ignore[arg-type]
+    return GpuReading(index=index, name="card", **(facts | changes))
 
 
 def test_sensors_tell_the_worst_of_all_gpus() -> None:
@@ -42,6 +44,13 @@ def test_sensors_tell_nothing_of_gpus_when_there_are_none_or_they_are_silent() -
 
 def test_use_of_a_gpu_counts_as_foreign_only_while_no_job_of_ours_runs() -> None:
     assert Sensors(lambda: (gpu(0),), lambda: True).read().foreign_gpu_percent is None
+
+
+def test_card_without_processes_of_others_has_no_foreign_use_even_while_we_work() -> None:
+    ours = gpu(0, processes=(GpuProcess(pid=os.getpid(), memory_bytes=5),))
+    shared = gpu(1, processes=(*(ours.processes or ()), GpuProcess(pid=1, memory_bytes=None)))
+    for at_work, cards, expected in ((True, (ours,), 0.0), (True, (shared,), None), (False, (ours, shared), 50.0)):
+        assert Sensors(lambda cards=cards: cards, lambda at=at_work: at).read().foreign_gpu_percent == expected  # type: ignore[misc]
 
 
 def test_own_work_does_not_count_as_foreign(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from node.errors import ExecutionError
-from node.execution.loading import choose_dtype
+from node.execution.model_fit import choose_dtype
 
 
 @pytest.mark.parametrize(
