@@ -43,7 +43,6 @@ class Sensors:
             for gpu in gpus
             if gpu.memory_total_bytes is not None and gpu.memory_used_bytes is not None
         ]
-        battery = psutil.sensors_battery()
         return Reading(
             idle_s=_idle_s(),
             foreign_cpu_percent=self._foreign_cpu(),
@@ -51,7 +50,7 @@ class Sensors:
             temperature_celsius=max(hot, default=None),
             power_watts=sum(watts) if watts else None,
             gpu_memory_free_mib=min(free, default=None),
-            on_battery=False if battery is None else not battery.power_plugged,
+            on_battery=_on_battery(),
         )
 
     def _foreign_cpu(self) -> float | None:
@@ -91,6 +90,16 @@ def _cpu_s_of_tree(process: psutil.Process) -> float:
         # With those that have ended and were waited for: else the time of a worker that dies would be others'.
         total += times.user + times.system + times.children_user + times.children_system
     return total
+
+
+def _on_battery() -> bool | None:
+    try:
+        battery = psutil.sensors_battery()
+    except OSError:
+        return None  # a kernel or a container that shows no power supplies at all
+    if battery is None:
+        return False
+    return None if battery.power_plugged is None else not battery.power_plugged
 
 
 def _idle_s() -> float:
