@@ -79,8 +79,8 @@ async def serve(
     config = live.config
     token = await trio.to_thread.run_sync(home.ensure_token)
     network = network_id({"name": config.p2p.network})
-    net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network)
     party = _party(home, signer, network)
+    net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network, metrics=party.metrics)
     log_lines = LogRing()
 
     async def with_network() -> None:

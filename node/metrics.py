@@ -6,6 +6,7 @@ lists, and names of models up to ``MODELS_MAX``. Peers are never a label: anybod
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias
 
 import trio
@@ -14,20 +15,28 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from protocol.errors import DeclineCode, Reason
+from protocol.errors import DeclineCode, Reason, RemoteProtocolError
+from protocol.framing import ADVERT_PROTOCOL, CONTROL_PROTOCOL, JOB_PROTOCOL, QUOTE_PROTOCOL
 
 Role: TypeAlias = Literal["worker", "requester", "local"]
 """As whom a job was run: sold, bought, or of our own on our own devices."""
 JobState: TypeAlias = Literal["closed", "failed", "cancelled", "expired", "unpaid", "disputed"]
+Check: TypeAlias = Literal["receipt"]
+"""How something of a peer's was verified."""
 AdvertResult: TypeAlias = Literal["accepted", "stale"] | Reason
 
 OTHER: Final = "other"
+GOSSIP: Final = "gossip"
+_PROTOCOLS: Final = (JOB_PROTOCOL, QUOTE_PROTOCOL, CONTROL_PROTOCOL, ADVERT_PROTOCOL)
 MODELS_MAX: Final = 64
 CODES_MAX: Final = 64
 LAG_PERIOD_S: Final = 0.5
 
 # One token of a loaded model takes milliseconds; an order may wait for minutes.
 _WAIT_BUCKETS_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+# 20 tokens a second are 50 ms; a batch of a large card stays under 10.
+_GAP_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1, 2.5, 10)
+_RTT_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2.5, 10)
 _JOB_BUCKETS_S: Final = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _HTTP_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _LAG_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -48,6 +57,41 @@ class Names:
                 return OTHER
             self._known.add(name)
         return name
+
+
+class TokenGaps:
+    """The pauses inside one answer as one party sees it, from the second piece on."""
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._last_at: float | None = None
+
+    def note(self, tokens: int) -> None:
+        """Note a piece that came now. One of several tokens counts once, with each token's share of the pause."""
+        now = trio.current_time()
+        if self._last_at is not None and tokens:
+            self._histogram.observe((now - self._last_at) / tokens)
+        self._last_at = now
+
+
+class Wire:
+    """The messages of one kind; whoever sends them keeps it, so that a message costs no look-up."""
+
+    def __init__(self, messages: Counter, sizes: Counter, kind: str) -> None:
+        self._out = messages.labels("out", kind), sizes.labels("out", kind)
+        self._in = messages.labels("in", kind), sizes.labels("in", kind)
+
+    def sent(self, size: int) -> None:
+        """Count a message of ``size`` bytes that went out."""
+        messages, sizes = self._out
+        messages.inc()
+        sizes.inc(size)
+
+    def received(self, size: int) -> None:
+        """Count a message of ``size`` bytes that came in."""
+        messages, sizes = self._in
+        messages.inc()
+        sizes.inc(size)
 
 
 class Metrics:
@@ -85,6 +129,13 @@ class Metrics:
             registry=registry,
             buckets=_WAIT_BUCKETS_S,
         )
+        self._gap_s = Histogram(
+            "souk_inter_token_seconds",
+            "Between two tokens of an answer; of a piece that brings several, each one's share.",
+            ("model", "role"),
+            registry=registry,
+            buckets=_GAP_BUCKETS_S,
+        )
         self._duration_s = Histogram(
             "souk_job_duration_seconds",
             "Whole jobs, counted from where the first token is.",
@@ -95,6 +146,13 @@ class Metrics:
         self._contracts = Counter(
             "souk_contracts", "Contracts that ended, by their last state.", ("role", "outcome"), registry=registry
         )
+        self._verifications = Counter(
+            "souk_verifications",
+            "What peers delivered and this node verified; the verdict is ok, or the rule that was broken.",
+            ("method", "verdict"),
+            registry=registry,
+        )
+        self._verifications.labels("receipt", "ok")
         self._asks = Counter("souk_asks", "Asks for a quote that came in.", registry=registry)
         self._quotes = Counter("souk_quotes", "Binding quotes that went out.", registry=registry)
         declines = Counter("souk_declines", "Asks and contracts that we declined.", ("reason",), registry=registry)
@@ -107,15 +165,36 @@ class Metrics:
         )
 
     def _make_network(self) -> None:
+        registry = self._registry
+        messages = Counter(
+            "souk_p2p_messages",
+            "Frames and gossip that went out or came in.",
+            ("direction", "type"),
+            registry=registry,
+        )
+        sizes = Counter(
+            "souk_p2p_bytes",
+            "Of those messages, without what the transport adds.",
+            ("direction", "type"),
+            registry=registry,
+        )
+        kinds_of = {protocol: protocol.split("/")[2] for protocol in _PROTOCOLS} | {GOSSIP: GOSSIP, OTHER: OTHER}
+        self._wires = {name: Wire(messages, sizes, kind) for name, kind in kinds_of.items()}
+        self._rtt_s = Histogram(
+            "souk_peer_rtt_seconds",
+            "Round trips to connected peers, one ping a connection every 15 s.",
+            registry=registry,
+            buckets=_RTT_BUCKETS_S,
+        )
         adverts = Counter(
             "souk_adverts",
             "Adverts that came in; stale ones tell nothing new.",
             ("result",),
-            registry=self._registry,
+            registry=registry,
         )
         self._adverts = {result: adverts.labels(result) for result in ("accepted", "stale", *_values(Reason))}
         rejected = Counter(
-            "souk_p2p_rejected", "Broken rules of peers, by the rule.", ("reason",), registry=self._registry
+            "souk_p2p_rejected", "Broken rules of peers, by the rule.", ("reason",), registry=registry
         )
         self._rejected = {reason: rejected.labels(reason.value) for reason in Reason}
 
@@ -142,6 +221,20 @@ class Metrics:
         )
         self._restarts = Counter(
             "souk_worker_restarts", "Worker processes that died.", ("device", "reason"), registry=registry
+        )
+        self._queue_s = Histogram(
+            "souk_queue_seconds",
+            "How long jobs for text waited for a slot of their model on our devices.",
+            ("model",),
+            registry=registry,
+            buckets=_WAIT_BUCKETS_S,
+        )
+        self._load_s = Histogram(
+            "souk_model_load_seconds",
+            "Loading a model into its worker, without measuring it.",
+            ("model",),
+            registry=registry,
+            buckets=_JOB_BUCKETS_S,
         )
         self._energy = Counter(
             "souk_energy_joules",
@@ -180,6 +273,20 @@ class Metrics:
     def first_token(self, role: Role, model: str, waited_s: float) -> None:
         self._first_token_s.labels(self.models.label(model), role).observe(waited_s)
 
+    def token_gaps(self, role: Role, model: str) -> TokenGaps:
+        """Return what one answer's pieces are told to."""
+        return TokenGaps(self._gap_s.labels(self.models.label(model), role))
+
+    @contextmanager
+    def verifying(self, method: Check) -> Iterator[None]:
+        """Count how a verification ends: by a broken rule, or well."""
+        try:
+            yield
+        except RemoteProtocolError as exc:
+            self._verifications.labels(method, exc.reason.value).inc()
+            raise
+        self._verifications.labels(method, "ok").inc()
+
     def tokens(self, role: Role, model: str, *, tokens_in: int, tokens_out: int) -> None:
         label = self.models.label(model)
         self._tokens.labels("in", label, role).inc(tokens_in)
@@ -193,6 +300,21 @@ class Metrics:
     def peer_rejected(self, reason: Reason) -> None:
         """Count something of a peer's that the specification forbids."""
         self._rejected[reason].inc()
+
+    def wire(self, protocol: str) -> Wire:
+        """Return what the messages of one of our protocols, or of ``GOSSIP``, are counted with."""
+        return self._wires.get(protocol, self._wires[OTHER])
+
+    def peer_answered(self, rtt_s: float) -> None:
+        """Count how long a peer took to answer a ping."""
+        self._rtt_s.observe(rtt_s)
+
+    def job_queued(self, model: str, waited_s: float) -> None:
+        """Count how long a job had waited when it got its slot; most wait for nothing."""
+        self._queue_s.labels(self.models.label(model)).observe(waited_s)
+
+    def model_loaded(self, model: str, took_s: float) -> None:
+        self._load_s.labels(self.models.label(model)).observe(took_s)
 
     def worker_died(self, device: str, reason: str) -> None:
         self._restarts.labels(device, self._codes.label(reason)).inc()

@@ -27,6 +27,15 @@ def test_configuration_that_we_ship_loads(path: Path) -> None:
     assert loaded.config.version == 1 and loaded.origins
 
 
+def test_owners_policy_that_stands_as_a_comment_loads_when_it_is_uncommented(tmp_path: Path) -> None:
+    text = (ROOT / "configs" / "gpu.toml").read_text("utf-8")
+    (section,) = re.findall(r"^# \[owner\]\n(?:# .*\n)+", text, re.MULTILINE)
+    path = tmp_path / "config.toml"
+    path.write_text(text.replace(section, re.sub(r"^# ", "", section, flags=re.MULTILINE)), "utf-8")
+    owner = load_config(path, environ={}, required=True).config.owner
+    assert owner.hours and owner.idle_s == 600 and not owner.on_battery
+
+
 def test_testnet_configuration_leaves_every_port_to_the_system() -> None:
     (path,) = [path for path in FILES if path.stem == "testnet"]
     config = load_config(path, environ={}, required=True).config

@@ -239,6 +239,17 @@ def test_metrics_that_a_page_names_exist(page: str) -> None:
     assert set(re.findall(r"\bsouk_[a-z_]+\b", PAGES[page])) <= known
 
 
+def test_operate_lists_every_metric_with_its_labels() -> None:
+    added = {"instance", "job", "le"}
+    known = {
+        name.removesuffix("_bucket"): labels - added
+        for name, labels in known_metrics().items()
+        if name.startswith("souk_") and not name.endswith(("_sum", "_count"))
+    }
+    shown = {code(row[0])[0]: set(code(row[2])) for row in table("docs/operate.md", "metric")}
+    assert shown == known
+
+
 def test_settings_given_on_a_command_line_are_good(tmp_path: Path) -> None:
     given = [
         word

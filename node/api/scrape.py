@@ -14,8 +14,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from node.api.daemon_view import OK, Rooms
 from node.execution.gpu_readings import GpuReading
+from node.execution.interface import ServedModel
 from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
+from protocol.task import GENERATE
 
 GPU_S_MAX: Final = 2.0
 """A driver that hangs must not cost the rest of the page."""
@@ -60,8 +62,14 @@ class Scrape:
         peers.add_metric(("connected",), len(rooms.network.connected_peers()))
         peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))
         yield peers
+        yield GaugeMetricFamily(
+            "souk_credit_microcredits",
+            "What peers have open with this node: reserved by their contracts, or owed and not settled.",
+            value=rooms.admission.credit_given(trio.current_time()),
+        )
         yield from _worker_gauges(rooms.executor.workers())
         yield from self._speeds(rooms.party.metrics)
+        yield from _model_gauges(rooms.executor.models(), rooms.party.metrics)
 
     def _jobs(self, metrics: Metrics) -> Iterator[Metric]:
         running: Counter[tuple[str, str]] = Counter()
@@ -121,6 +129,32 @@ def _worker_gauges(workers: Sequence[WorkerState]) -> Iterator[Metric]:
         if worker.jail is not None:
             jail.add_metric((worker.device, worker.jail), 1)
     yield from (up, quarantined, jail)
+
+
+def _model_gauges(models: Sequence[ServedModel], metrics: Metrics) -> Iterator[Metric]:
+    loaded = GaugeMetricFamily(
+        "souk_model_loaded", "1 while a served model lies on its device.", labels=("model", "device")
+    )
+    cache = GaugeMetricFamily(
+        "souk_kv_cache_usage_ratio",
+        "Of a loaded model's cache, what the jobs that answer now have filled.",
+        labels=("model", "device"),
+    )
+    used: Counter[tuple[str, str]] = Counter()
+    room: Counter[tuple[str, str]] = Counter()
+    is_loaded: dict[tuple[str, str], bool] = {}
+    for model in models:
+        key = metrics.models.label(model.name), model.device
+        # Two of one label on one device are one series: beyond the bound of names.
+        is_loaded[key] = is_loaded.get(key, False) or model.is_loaded
+        if model.task == GENERATE and model.is_loaded:
+            used[key] += model.tokens_held
+            room[key] += model.slots * model.context_tokens
+    for key, value in is_loaded.items():
+        loaded.add_metric(key, value)
+    for key, tokens in room.items():
+        cache.add_metric(key, used[key] / tokens)
+    yield from (loaded, cache)
 
 
 def _job_gauge(name: str, text: str, counts: Mapping[tuple[str, str], int]) -> Metric:

@@ -88,6 +88,8 @@ class ServedModel:
     """Why it cannot be loaded now: ``memory`` that others hold, or running ``jobs`` of other models."""
     is_loaded: bool = True
     """Whether it lies on its device now; the next job for it loads it otherwise."""
+    tokens_held: int = 0
+    """What the jobs that answer now have in its cache, prompts included; room is for ``slots`` whole contexts."""
     delivered_tokens_per_s_milli: int | None = None
     """What jobs really got, to be held against ``tokens_per_s_milli``; ``None`` before the first one ended."""
 

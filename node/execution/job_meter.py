@@ -14,6 +14,9 @@ class JobMeter:
         self._waiting_tokens = tokens_in
         """The prompt, until the first token says that it was read."""
         self._job: int | None = energy.start()
+        self.began_at = trio.current_time()
+        self.tokens_held = 0
+        """Prompt and answer so far; nothing before the first token, which says that the prompt was read."""
         self._first_at: float | None = None
         self._last_at = 0.0
         self._tokens = 0
@@ -22,6 +25,7 @@ class JobMeter:
         """Note tokens that arrived."""
         assert self._job is not None
         self._energy.add_tokens(self._job, tokens + self._waiting_tokens)
+        self.tokens_held += tokens + self._waiting_tokens
         self._waiting_tokens = 0
         self._last_at = trio.current_time()
         if self._first_at is None:

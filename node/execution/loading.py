@@ -5,9 +5,10 @@ When a worker is started and what follows its death is ``device_worker.py``'s bu
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 
 import trio
@@ -40,10 +41,12 @@ from node.execution.memory_plan import (
 )
 from node.execution.model_fit import PREFILL_TOKENS, SDPA, VLLM, Fit, LocalModel, choose_dtype, fit_model, vllm_use
 from node.execution.residency import MEMORY, Residency
+from node.execution.seats import Seats
 from node.execution.worker_process import WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
 from protocol.profile import Profile
+from protocol.task import GENERATE
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -151,6 +154,7 @@ class DeviceModels:
         self._residency = residency
         self._entries: dict[ModelId, ServedModel] = {}
         self._fits: dict[ModelId, Fit] = {}
+        self._seats: dict[ModelId, Seats] = {}
         self._energy = EnergyBook(device_counter(loader.setup.choice.kind, ready.uuid, trio.current_time))
         # One at a time: each decision about memory rests on the one before.
         self._loading = trio.Lock()
@@ -163,6 +167,7 @@ class DeviceModels:
             replace(
                 it if it.model_id in self._residency else self._unloaded(it),
                 is_loaded=it.model_id in self._residency,
+                tokens_held=self._seats[it.model_id].tokens_held if it.model_id in self._seats else 0,
                 delivered_tokens_per_s_milli=self._loader.delivered[it.model_id].tokens_per_s_milli,
             )
             for it in self._entries.values()
@@ -237,7 +242,8 @@ class DeviceModels:
         """Meter a job of ``model_id`` from its start to its end, whatever that is."""
         meter = JobMeter(self._energy, self._loader.delivered[model_id], tokens_in)
         try:
-            yield meter
+            with self._seats[model_id].hold(meter):
+                yield meter
         finally:
             meter.end()
 
@@ -336,10 +342,13 @@ class DeviceModels:
                     memory_bytes_max=0 if config.vllm_python else config.memory_bytes_max,
                     vllm=vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
                 )
+                began = trio.current_time()
                 await request.send(load)
                 answer = await request.receive()
             assert isinstance(answer, Loaded)
+            self._loader.setup.metrics.model_loaded(fit.model.name, trio.current_time() - began)
             self._loader.kernels[model_id] = answer.kernels
+            self._seats[model_id] = Seats(plan.slots, self._queue_counter(fit))
             is_pinned = fit.model.name in config.pinned
             self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             if self._loader.speed(model_id) is None:
@@ -349,9 +358,15 @@ class DeviceModels:
             self._note(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
 
+    def _queue_counter(self, fit: Fit) -> Callable[[float], None]:
+        """Return what a job's wait for a slot is told to; items of other tasks than text share each step."""
+        metrics, name = self._loader.setup.metrics, fit.model.name
+        return partial(metrics.job_queued, name) if fit.task == GENERATE else lambda _waited_s: None
+
     async def _unload(self, model_id: ModelId) -> None:
         with trio.CancelScope(shield=True):
             self._residency.remove(model_id)
+            self._seats.pop(model_id, None)
             with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
                 await request.send(Unload(request=request.number, model=model_id))
                 await request.receive()

@@ -94,6 +94,11 @@ class Admission:
         """Contracts that were taken and are not settled yet: each reserves credit."""
         return len(self._taken_on)
 
+    def credit_given(self, now: float) -> Microcredits:
+        """Return what all peers together have open here: reserved, or owed and not settled."""
+        self._drop_lapsed(now)
+        return self._exposures.total(now)
+
     def slots_free(self, now: float) -> int:
         return max(self.slots - self._taken(now), 0)
 

@@ -99,6 +99,11 @@ class Exposures:
         peer = self._peers.get(peer_id, _Peer())
         return self.rule.room(exposure=peer.exposure, settled=peer.settled, pool_used=self._pool_used)
 
+    def total(self, now: float) -> Microcredits:
+        """Return what is open with all peers together."""
+        self._forgive(now)
+        return Microcredits(sum(peer.exposure for peer in self._peers.values()))
+
     def change_rule(self, rule: ExposureRule) -> None:
         """Count everything under another rule from now on; what is open stays open, also above a lower limit."""
         self.rule = rule

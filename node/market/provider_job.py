@@ -66,6 +66,7 @@ class ProviderJob:
         self._prompt = accepted.prompt
         self._model = accepted.model
         self._may_owe = accepted.may_owe
+        self._gaps = party.metrics.token_gaps("worker", accepted.model.name)
         self.loading_at_ms = accepted.loading_at_ms
         self._first_row = first_row(accepted.contract, accepted.accept, model=accepted.model.name)
         self._account = ProviderAccount(
@@ -248,6 +249,7 @@ class ProviderJob:
             case Piece():
                 self._waiting.append(event)
                 self.energy_millijoules = event.energy_millijoules
+                self._gaps.note(len(event.tokens))
             case Heard(line=line) if self._attachment.has_replaced(line):
                 pass  # a voucher that comes over both streams would be one too many
             case Heard(signed=signed):

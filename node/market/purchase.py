@@ -10,6 +10,7 @@ import trio
 from msgspec.structs import replace
 
 from node.market.order import Order, Output, PeerFault, PromptTooLongError
+from node.metrics import TokenGaps
 from protocol import limits
 from protocol.errors import DeclineCode, LocalProtocolError, RemoteProtocolError
 from protocol.fields import Dtype, Task
@@ -88,6 +89,8 @@ class AnswerLog:
     spent: int = 0
     first_token_at: float | None = None
     contract_ids: list[MessageId] = field(default_factory=list)
+    gaps: TokenGaps | None = None
+    """Told of each piece of text; another one for each provider, whose model's name it counts under."""
     dtype: Dtype | None = None
     """Whoever goes on has to compute in the same type."""
 
@@ -98,6 +101,8 @@ class AnswerLog:
         match output:
             case GenerateOutput():
                 self.tokens += output.tokens
+                if self.gaps is not None:
+                    self.gaps.note(len(output.tokens))
                 return (Output(tokens=output.tokens, text=output.text),)
             case VadOutput() | ForwardOutput():
                 self.unseen.append(output)

@@ -200,7 +200,8 @@ class Requester:
                     tokens_in=prompt.tokens_in,
                 )
             )
-            answer_log = await self._generate_here(order, prompt, trace)
+            answer_log = AnswerLog(gaps=self._party.metrics.token_gaps("local", model.name))
+            await self._generate_here(order, prompt, trace, answer_log)
         except JobRefusedError as exc:
             raise refusal(exc.code, str(exc)) from exc
         except ExecutionError as exc:
@@ -230,9 +231,8 @@ class Requester:
         )
         await trace.send(finished)
 
-    async def _generate_here(self, order: Order, prompt: Prompt, trace: OrderTrace) -> AnswerLog:
+    async def _generate_here(self, order: Order, prompt: Prompt, trace: OrderTrace, answer_log: AnswerLog) -> None:
         """Send the answer of a prepared prompt. Raises: ExecutionError, BrokenResourceError (nobody reads)."""
-        answer_log = AnswerLog()
         post, pieces = trio.open_memory_channel[Piece](order.tokens_out_max + 1)
         # Raised below, bare: a nursery would wrap it in a group.
         fault: ExecutionError | trio.BrokenResourceError | None = None
@@ -261,7 +261,6 @@ class Requester:
                 nursery.cancel_scope.cancel()
         if fault is not None:
             raise fault
-        return answer_log
 
     # At others.
 
@@ -291,6 +290,7 @@ class Requester:
             for candidate in candidates:
                 last_peer, model = candidate.peer_id, candidate.offer.name
                 held = answer_log.units
+                answer_log.gaps = self._party.metrics.token_gaps("requester", model)
                 receipt_id = await self._try(purchase, candidate, refusals, trace)
                 answer_log.cut()
                 if answer_log.finish is not None or answer_log.units > held:

@@ -295,7 +295,8 @@ class RequesterJob:
         """Return the receipt's id once the receipt of a complete answer is checked and closed."""
         signed = await self._until_receipt(line)
         account = self._running_account()
-        account.receipt_untrusted(signed.message)
+        with self._party.metrics.verifying("receipt"):
+            account.receipt_untrusted(signed.message)
         self._move(RequesterEvent.RECEIPT_CAME)
         self._move(RequesterEvent.RECEIPT_HOLDS)
         await self._part(line, signed)
@@ -430,12 +431,12 @@ class RequesterJob:
                 await line.finish()
                 return
             receipt = await self._until_receipt(line)
-            self._running_account().receipt_untrusted(receipt.message)
+            with self._party.metrics.verifying("receipt"):
+                self._running_account().receipt_untrusted(receipt.message)
             await self._part(line, receipt)
         except (StreamLostError, RemoteProtocolError, LedgerError, trio.TooSlowError) as exc:
             log.info(
-                "cancelled without a receipt",
-                extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)},
+                "cancelled without a receipt", extra={"peer": peer_id_to_text(self.peer_id), "cause": str(exc)}
             )
             self._leave_behind()
 

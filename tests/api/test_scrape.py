@@ -2,8 +2,10 @@
 
 import logging
 import math
+import re
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +21,11 @@ from node.execution.gpu_readings import GpuReading
 from node.execution.interface import DeviceReport
 from node.net.memory import MemoryFabric
 from tests.api.fakes import serve_node
-from tests.fakes import Script, ScriptedExecutor
+from tests.fakes import Script, ScriptedExecutor, served_model
 from tests.market.world import Node, World, buy, order
 from tests.test_metrics import Samples, parse, samples
 
+# The names of the design (ux.md, section 9); those of GPUs come only where there is one.
 NAMES = {
     "souk_build_info",
     "souk_ready",
@@ -36,6 +39,16 @@ NAMES = {
     "souk_quotes_total",
     "souk_declines_total",
     "souk_contracts_total",
+    "souk_inter_token_seconds",
+    "souk_queue_seconds",
+    "souk_model_load_seconds",
+    "souk_kv_cache_usage_ratio",
+    "souk_model_loaded",
+    "souk_credit_microcredits",
+    "souk_verifications_total",
+    "souk_p2p_bytes_total",
+    "souk_p2p_messages_total",
+    "souk_peer_rtt_seconds",
     "souk_earned_microcredits_total",
     "souk_spent_microcredits_total",
     "souk_peers",
@@ -53,6 +66,7 @@ NAMES = {
     "process_resident_memory_bytes",
     "python_gc_collections_total",
 }
+OPERATE = Path(__file__).parents[2] / "docs" / "operate.md"
 READING = GpuReading(
     index=0,
     name="a card",
@@ -125,6 +139,9 @@ async def test_page_has_every_name_after_a_job(world: World, autojump_clock: Moc
     page, _content_type = await scrape_of(buyer)("")
     shown = {line.split()[2] for line in page.decode().splitlines() if line.startswith("# TYPE")}
     assert shown >= NAMES
+    ours = {name for name in shown if name.startswith("souk_") and not name.endswith("_created")}
+    listed = re.findall(r"^\| `(souk_\w+)` \|", OPERATE.read_text("utf-8"), re.MULTILINE)
+    assert ours == {name for name in listed if not name.startswith("souk_gpu_")}
     assert not [name for name in shown if "gpu" in name]
     found = parse(page)
     assert found["souk_peers", ("connected",)] == 1 and found["souk_peers", ("known",)] == 1
@@ -152,6 +169,30 @@ async def test_page_tells_waiting_jobs_from_running_ones(world: World, autojump_
         assert late.get(("souk_jobs_waiting", ("tiny", role)), 0) == 0
     assert late["souk_jobs_running", ("tiny", "local")] == 1
     assert ("souk_jobs_running", ("tiny", "local")) not in await read(scrape_of(seller), autojump_clock)
+
+
+async def test_page_tells_what_models_hold_and_what_peers_have_open(
+    world: World, autojump_clock: MockClock
+) -> None:
+    busy, idle, encoder = served_model(), served_model("idle"), served_model("encoder", task="embed")
+    executor = ScriptedExecutor(
+        served=(replace(busy, tokens_held=8 * 1024), replace(idle, is_loaded=False), encoder),
+        script=Script(step_s=1),
+    )
+    seller = await world.node("seller", executor=executor)
+    buyer = await world.node("buyer")
+    world.introduce(buyer, seller)
+    async with trio.open_nursery() as jobs:
+        jobs.start_soon(buy, buyer, order())
+        await trio.sleep(5)
+        found = await read(scrape_of(seller), autojump_clock)
+        credit = seller.admission.credit_given(trio.current_time())
+        jobs.cancel_scope.cancel()
+    assert found["souk_kv_cache_usage_ratio", ("cpu", "tiny")] == 0.25
+    assert ("souk_kv_cache_usage_ratio", ("cpu", "idle")) not in found
+    assert ("souk_kv_cache_usage_ratio", ("cpu", "encoder")) not in found
+    assert [found["souk_model_loaded", ("cpu", name)] for name in ("tiny", "idle", "encoder")] == [1, 0, 1]
+    assert found["souk_credit_microcredits", ()] == credit > 0
 
 
 class GpuExecutor(ScriptedExecutor):

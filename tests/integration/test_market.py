@@ -205,6 +205,16 @@ def test_node_shows_what_it_counted_after_a_job(network: Network) -> None:
         assert found["souk_tokens_total", ("out", MODEL, role)] >= answer["usage"]["completion_tokens"]
         assert found["souk_ready", ()] == 1
         assert found["souk_event_loop_lag_seconds_count", ()] >= 1
+        assert found["souk_inter_token_seconds_count", (MODEL, role)] >= 1
+        for direction in ("in", "out"):
+            frames = found["souk_p2p_messages_total", (direction, "job")]
+            assert found["souk_p2p_bytes_total", (direction, "job")] > frames >= 3
+        if role == "worker":
+            assert found["souk_model_loaded", ("cpu", MODEL)] == 1
+            assert found["souk_model_load_seconds_count", (MODEL,)] == 1
+            assert found["souk_queue_seconds_count", (MODEL,)] >= 1
+            assert found["souk_kv_cache_usage_ratio", ("cpu", MODEL)] == 0
+    assert found["souk_verifications_total", ("receipt", "ok")] >= 1
     assert found["souk_adverts_total", ("accepted",)] >= 1
 
 

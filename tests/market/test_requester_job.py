@@ -16,6 +16,7 @@ from protocol.voucher import Voucher
 from tests.fakes import Script, ScriptedExecutor, served_model
 from tests.market.rogues import RogueProvider
 from tests.market.world import Node, World, buy, order
+from tests.test_metrics import samples
 
 Part = Callable[[RogueProvider], Awaitable[None]]
 
@@ -115,6 +116,11 @@ async def test_requester_closes_nothing_when_a_receipt_is_wrong(world: World, ch
     await trio.sleep(1)
     assert (await buyer.only_row()).state is RequesterState.DISPUTED
     assert not isinstance(heard[0], Closing)
+    counted = samples(buyer.party.metrics)
+    verdicts = {
+        labels[1]: value for (name, labels), value in counted.items() if name == "souk_verifications_total"
+    }
+    assert verdicts.pop("ok") == 0 and sum(verdicts.values()) == 1
 
 
 async def test_answer_is_kept_when_the_provider_vanishes_right_after_its_receipt(world: World) -> None:

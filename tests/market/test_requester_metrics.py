@@ -1,5 +1,6 @@
 """What both sides count of the same job."""
 
+import pytest
 import trio
 
 from node.config import MarketSection
@@ -31,6 +32,11 @@ async def test_both_sides_count_a_job_when_it_is_closed(world: World) -> None:
         assert counted(node, "souk_tokens_total", "out", "tiny", role) == 40
         assert counted(node, "souk_time_to_first_token_seconds_count", "tiny", role) == 1
         assert counted(node, "souk_job_duration_seconds_count", "tiny", role) == 1
+    # The script takes 10 ms a token, and brings one at a time.
+    assert counted(seller, "souk_inter_token_seconds_count", "tiny", "worker") == 39
+    assert counted(seller, "souk_inter_token_seconds_sum", "tiny", "worker") == pytest.approx(0.39)
+    assert counted(buyer, "souk_inter_token_seconds_count", "tiny", "requester") > 0
+    assert counted(buyer, "souk_verifications_total", "receipt", "ok") == 1
     assert counted(buyer, "souk_spent_microcredits_total") == finished.cost_microcredits > 0
     assert counted(seller, "souk_earned_microcredits_total") == finished.cost_microcredits
     assert counted(seller, "souk_asks_total") == counted(seller, "souk_quotes_total") == 1
@@ -42,6 +48,7 @@ async def test_node_counts_a_local_job_apart_when_it_answers_itself(world: World
     assert counted(seller, "souk_jobs_total", "", "local", "closed") == 1
     assert counted(seller, "souk_tokens_total", "out", "tiny", "local") == 40
     assert counted(seller, "souk_job_duration_seconds_count", "tiny", "local") == 1
+    assert counted(seller, "souk_inter_token_seconds_count", "tiny", "local") == 39
     assert counted(seller, "souk_contracts_total", "closed", "worker") == 0
 
 

@@ -46,8 +46,10 @@ class _ConnectionEndedError(Exception):
 class DaemonSwarm(Swarm):
     """A swarm whose inbound slots come back, and whose handshakes are counted for each source."""
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
+    def __init__(self, *args: object, on_rtt: Callable[[float], None], **kwargs: object) -> None:
+        """``on_rtt`` is told, in seconds, of each ping that a peer answered."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # handed through unchanged
+        self._on_rtt = on_rtt
         self._inbound_limiter = trio.CapacityLimiter(limits.CONNECTIONS_MAX)
         self._handshakes: Counter[str] = Counter()
 
@@ -78,6 +80,8 @@ class DaemonSwarm(Swarm):
         except RemoteProtocolError as exc:
             await muxed_conn.close()
             raise SwarmException(f"peer {muxed_conn.peer_id} is refused: {exc}") from exc
+        assert isinstance(muxed_conn, SafeYamux)
+        muxed_conn.on_rtt = self._on_rtt
         return await super().add_conn(muxed_conn, direction)
 
     async def _open_stream_on_connection(
@@ -177,7 +181,11 @@ class ConnectionWatcher(INotifee):
 
 
 def build_host(
-    seed: bytes, *, renamed: dict[TProtocol, TProtocol], on_identified: Callable[[ID], None]
+    seed: bytes,
+    *,
+    renamed: dict[TProtocol, TProtocol],
+    on_identified: Callable[[ID], None],
+    on_rtt: Callable[[float], None],
 ) -> DaemonHost:
     """Make a host whose identity is the Ed25519 key of ``seed``; nothing listens yet."""
     key_pair = create_new_key_pair(seed)
@@ -209,6 +217,7 @@ def build_host(
             outbound_stream_protocol_negotiation_timeout=limits.OPEN_S,
         ),
         transport_manager=TransportManager(),
+        on_rtt=on_rtt,
     )
     return DaemonHost(swarm, renamed=renamed, on_identified=on_identified)
 

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class InboundStreams:
     """Runs handlers, at most so many at once for one peer and protocol."""
 
-    def __init__(self, wrap: Callable[[INetStream], LibP2pStream]) -> None:
+    def __init__(self, wrap: Callable[[INetStream, str], LibP2pStream]) -> None:
         self._wrap = wrap
         self._open: Counter[tuple[ID, str]] = Counter()
 
@@ -32,7 +32,7 @@ class InboundStreams:
             return
         self._open[key] += 1
         try:
-            await self._run(protocol, handler, self._wrap(inner))
+            await self._run(protocol, handler, self._wrap(inner, protocol))
         finally:
             self._open[key] -= 1
             if not self._open[key]:

@@ -18,6 +18,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from node.errors import TransportError
+from node.metrics import GOSSIP, Metrics
 from node.net import limits
 from node.net.interface import GossipHandler, RecordRules, StreamHandler
 from node.net.libp2p.dht import RecordTable
@@ -49,11 +50,16 @@ class Registered:
 class Live:
     """One run of a network."""
 
-    def __init__(self, seed: bytes, registered: Registered, book: AddressBook) -> None:
+    def __init__(self, seed: bytes, registered: Registered, book: AddressBook, *, metrics: Metrics) -> None:
         self.host = build_host(
-            seed, renamed={DHT_PROTOCOL: registered.dht_protocol}, on_identified=self._admit_member
+            seed,
+            renamed={DHT_PROTOCOL: registered.dht_protocol},
+            on_identified=self._admit_member,
+            on_rtt=metrics.peer_answered,
         )
-        self.pubsub, self.router = build_pubsub(self.host, registered.topics)
+        self.gossip = metrics.wire(GOSSIP)
+        self.pubsub, self.router = build_pubsub(self.host, registered.topics, self.gossip)
+        self._metrics = metrics
         self.records = RecordTable(self.host, registered.rules, is_member=self._is_member)
         self.dialer = Dialer(self.host, book)
         self._registered = registered
@@ -120,11 +126,11 @@ class Live:
         with trio.move_on_after(limits.CLOSE_S):
             await self.host.close()
 
-    def wrap(self, inner: INetStream) -> LibP2pStream:
-        """Put frames on a stream of the library's."""
+    def wrap(self, inner: INetStream, protocol: str) -> LibP2pStream:
+        """Put frames on a stream of the library's, of one of our own protocols."""
         assert isinstance(inner, NetStream)
         peer_id = from_libp2p_untrusted(inner.muxed_conn.peer_id)
-        return LibP2pStream(inner, peer_id, linger=self._linger)
+        return LibP2pStream(inner, peer_id, linger=self._linger, wire=self._metrics.wire(protocol))
 
     def _greet(self, peer: ID) -> None:
         peer_id = from_libp2p_untrusted(peer)

@@ -11,6 +11,7 @@ from libp2p.exceptions import BaseLibp2pError
 from multiaddr import Multiaddr
 
 from node.errors import TransportError
+from node.metrics import Metrics
 from node.net import limits
 from node.net.interface import GossipHandler, PeerAddresses, RecordRules, Stream, StreamHandler
 from node.net.libp2p import patches
@@ -24,8 +25,14 @@ from protocol.units import NetworkId, PeerId
 class LibP2pNetwork:
     """Implements ``node.net.interface.Network``."""
 
-    def __init__(self, seed: bytes, *, listen: tuple[str, ...], network: NetworkId) -> None:
-        """``seed`` is the raw Ed25519 seed (32 bytes) of the node's key; ``listen`` holds multiaddrs."""
+    def __init__(
+        self, seed: bytes, *, listen: tuple[str, ...], network: NetworkId, metrics: Metrics | None = None
+    ) -> None:
+        """``seed`` is the raw Ed25519 seed (32 bytes) of the node's key; ``listen`` holds multiaddrs.
+
+        Without ``metrics`` nobody looks at what is counted.
+        """
+        self._metrics = Metrics() if metrics is None else metrics
         self._seed = seed
         self._listen = listen
         self._peer_id = PeerId(create_new_key_pair(seed).public_key.to_bytes())
@@ -68,7 +75,7 @@ class LibP2pNetwork:
         patches.apply()
         for address in self._listen:
             await _check_free(address)
-        self._live = Live(self._seed, self._registered, self._book)
+        self._live = Live(self._seed, self._registered, self._book, metrics=self._metrics)
         try:
             await self._live.run(self._listen, task_status)
         finally:
@@ -90,7 +97,7 @@ class LibP2pNetwork:
             raise TransportError(
                 f"peer {peer_id_to_text(peer_id)} opens no stream of {protocol}: {cause}"
             ) from exc
-        return live.wrap(inner)
+        return live.wrap(inner, protocol)
 
     def connected_peers(self) -> frozenset[PeerId]:
         if self._live is None:
@@ -106,7 +113,9 @@ class LibP2pNetwork:
     async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > limits.GOSSIP_BYTES_MAX:
             raise TransportError(f"{len(data)} bytes cannot be gossiped, the limit is {limits.GOSSIP_BYTES_MAX}")
-        await self._running().pubsub.publish(topic, data)
+        live = self._running()
+        await live.pubsub.publish(topic, data)
+        live.gossip.sent(len(data))
 
     async def put_record(self, key: str, value: bytes) -> None:
         await self._running().records.put(key, value)

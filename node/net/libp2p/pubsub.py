@@ -11,6 +11,7 @@ from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 
+from node.metrics import Wire
 from node.net import limits
 from node.net.interface import GossipHandler
 from node.net.libp2p.peers import from_libp2p_untrusted
@@ -61,8 +62,11 @@ class SafePubsub(Pubsub):
             await stream.reset()
 
 
-def build_pubsub(host: BasicHost, topics: dict[str, GossipHandler]) -> tuple[SafePubsub, GossipSub]:
-    """Make the pubsub service and its router; both still have to be run, and ``subscribe`` be awaited."""
+def build_pubsub(host: BasicHost, topics: dict[str, GossipHandler], wire: Wire) -> tuple[SafePubsub, GossipSub]:
+    """Make the pubsub service and its router; both still have to be run, and ``subscribe`` be awaited.
+
+    What others published and came in for the first time is counted on ``wire``.
+    """
     router = GossipSub(
         # 1.2 sends an IDONTWANT to every mesh peer for each message: three times the CPU for small messages.
         [PROTOCOL_ID_V11],
@@ -88,20 +92,22 @@ def build_pubsub(host: BasicHost, topics: dict[str, GossipHandler]) -> tuple[Saf
     # Stock starts at the second: after a quick restart, messages count as seen for two minutes.
     pubsub.counter = time.time_ns()
     for topic, handler in topics.items():
-        pubsub.set_topic_validator(topic, _as_validator(handler, host.get_id()), False)
+        pubsub.set_topic_validator(topic, _as_validator(handler, host.get_id(), wire), False)
     return pubsub, router
 
 
 class _Validator:
-    def __init__(self, handler: GossipHandler, own: ID) -> None:
+    def __init__(self, handler: GossipHandler, own: ID, wire: Wire) -> None:
         self._handler = handler
+        self._wire = wire
         self._own = own
 
     def __call__(self, forwarder: ID, message: rpc_pb2.Message) -> bool:
         if message.from_id == self._own.to_bytes():
             return forwarder == self._own
+        self._wire.received(len(message.data))
         return self._handler(from_libp2p_untrusted(forwarder), message.data)
 
 
-def _as_validator(handler: GossipHandler, own: ID) -> _Validator:
-    return _Validator(handler, own)
+def _as_validator(handler: GossipHandler, own: ID, wire: Wire) -> _Validator:
+    return _Validator(handler, own, wire)

@@ -12,6 +12,7 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.stream.net_stream import NetStream
 
 from node.errors import StreamLostError
+from node.metrics import Wire
 from node.net import limits
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.identity import peer_id_to_text
@@ -30,11 +31,14 @@ class LibP2pStream:
     is lost, although the last frames and the end frame have arrived.
     """
 
-    def __init__(self, inner: NetStream, peer_id: PeerId, *, linger: Callable[["LibP2pStream"], bool]) -> None:
+    def __init__(
+        self, inner: NetStream, peer_id: PeerId, *, linger: Callable[["LibP2pStream"], bool], wire: Wire
+    ) -> None:
         """``linger`` takes over a stream that we finished and the peer has not, or returns False."""
         self._inner = inner
         self._peer_id = peer_id
         self._linger = linger
+        self._wire = wire
         self._buffer = bytearray()
         self._ended = False
         self._finished = False
@@ -50,6 +54,7 @@ class LibP2pStream:
         assert len(frame) < END
         assert not self._finished, "a finished stream takes no more frames"
         await self._write(len(frame).to_bytes(PREFIX_BYTES, "big") + frame)
+        self._wire.sent(len(frame))
 
     async def receive_frame(self, size_max: int) -> bytes | None:
         if self._ended:
@@ -67,6 +72,7 @@ class LibP2pStream:
         await self._fill(PREFIX_BYTES + length)
         frame = bytes(self._buffer[PREFIX_BYTES : PREFIX_BYTES + length])
         del self._buffer[: PREFIX_BYTES + length]
+        self._wire.received(length)
         return frame
 
     async def finish(self) -> None:

@@ -5,6 +5,7 @@ the class given in its options. Each method says which fault it cures; the wire 
 """
 
 import struct
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -24,6 +25,10 @@ _LOST = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResource
 
 def _header(kind: int, flags: int, stream_id: int, length: int) -> bytes:
     return struct.pack(stock.YAMUX_HEADER_FORMAT, 0, kind, flags, stream_id, length)
+
+
+def _ignore(_rtt_s: float) -> None:
+    return
 
 
 class SafeStream(stock.YamuxStream):
@@ -173,6 +178,8 @@ class SafeYamux(stock.Yamux):
     ) -> None:  # Any: as the library's own signature, which has no type for either
         super().__init__(secured_conn, peer_id, is_initiator, on_close)
         self.overrun = False
+        self.on_rtt: Callable[[float], None] = _ignore
+        """Told of each ping that was answered; the swarm sets it."""
         self._leaving = False
         self._write_scope: trio.CancelScope | None = None
 
@@ -236,6 +243,7 @@ class SafeYamux(stock.Yamux):
             await self._write_quietly(_header(stock.TYPE_PING, stock.FLAG_SYN, 0, self._ping_id))
             with trio.move_on_after(limits.PING_WAIT_S) as patience:
                 await self._ping_event.wait()
+                self.on_rtt(trio.current_time() - self._ping_sent_time)
             if patience.cancelled_caught:
                 # The reading task sees the closed socket and cleans up.
                 await self.secured_conn.close()

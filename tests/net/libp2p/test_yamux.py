@@ -79,6 +79,18 @@ async def test_stream_waits_when_the_reader_pauses_for_an_hour(
     await muxer.close()
 
 
+async def test_round_trip_of_each_ping_is_told(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
+    _connection, muxer, peer = make_link()
+    told: list[float] = []
+    muxer.on_rtt = told.append
+    nursery.start_soon(muxer.start)
+    await trio.sleep(limits.PING_PERIOD_S + 0.25)
+    nursery.start_soon(peer.answer_pings)
+    await trio.sleep(limits.PING_PERIOD_S + 1)
+    assert told == [pytest.approx(0.25), pytest.approx(0)]
+    await muxer.close()
+
+
 async def test_connection_ends_when_the_peer_answers_no_ping(
     nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
