@@ -1,7 +1,7 @@
 """Models that vLLM computes, such as those that need several cards: its server behind our engine's interface.
 
 What ends an answer is decided here as everywhere; vLLM is told the same, so that it computes no token too many.
-Its sampler is not spec 04's: nobody else can repeat a sampled answer, and its profile says so. Decision 0012.
+Its sampler is not spec 04's: nobody else can repeat a sampled answer, and its profile says so. Decision 0016.
 Tensor parallelism: not run on a GPU yet.
 """
 

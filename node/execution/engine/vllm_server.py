@@ -1,7 +1,7 @@
 """vLLM's OpenAI-compatible server as a child of a worker: started, asked for tokens, and never left behind.
 
 It listens on a Unix socket in a folder that only this user may enter, since its API key guards some of its paths
-only. Prompts and answers are token ids; it renders no template and is asked for no text. Decision 0012.
+only. Prompts and answers are token ids; it renders no template and is asked for no text. Decision 0016.
 """
 
 import contextlib
