@@ -59,7 +59,7 @@ def run_compare(
     ended, and serves again before the next one begins.
 
     Raises:
-        TestnetError: a node could not be started, or answered nothing before anybody was killed.
+        TestnetError: a node could not be started, answered nothing undisturbed, or nobody could be killed in time.
     """
     fleet, arms = Fleet(plan), make_arms(plan.providers)
     on_progress(f"starting {plan.nodes} nodes …")
@@ -92,6 +92,7 @@ class _ArmRun:
         self._workload = workload
         self._alone_s = alone_s
         self._told: dict[int, Told] = {}
+        self._spent: list[int] = []
         self._strike_at = 0.0
         self._killed: str | None = None
         self._lock = threading.Lock()
@@ -108,22 +109,29 @@ class _ArmRun:
         for thread in threads:
             thread.join()
         seconds = time.monotonic() - began
+        if self._arm.kills and self._killed is None:
+            raise TestnetError(
+                f"{self._arm.name}: no text came after the moment of the kill, so nobody was killed"
+            )
         told = tuple(self._told[index] for index in range(len(threads)))
-        spent = sum(self._cost(it) for it in told) if self._arm.is_mesh else None
         return Played(
             arm=self._arm.name,
             round=number,
             requests=self._workload.requests,
             told=told,
             seconds=seconds,
-            spent_microcredits=spent,
+            spent_microcredits=sum(self._spent) if self._arm.is_mesh else None,
             killed=self._killed,
         )
 
     def _ask(self, index: int) -> None:
         node = _buyer(self._fleet) if self._arm.is_mesh else self._fleet.nodes[_CENTRAL]
         on = "remote" if self._arm.is_mesh else "local"
-        self._told[index] = order(node, self._workload.requests[index], self._watch, on=on)
+        told = order(node, self._workload.requests[index], self._watch, on=on)
+        # At once: a node keeps the newest 256 jobs. One that was refused before there was a contract has no id.
+        if self._arm.is_mesh and told.job_id:
+            self._spent.append(int(call(node, f"/api/v1/jobs/{told.job_id}")["job"]["cost_microcredits"]))
+        self._told[index] = told
 
     def _watch(self, told: Told) -> None:
         """Kill who sent this piece, once, when the moment has come: so the strike hits an answer in its middle."""
@@ -133,11 +141,6 @@ class _ArmRun:
             if self._killed is None:
                 self._killed = self._fleet.node(told.peer_id).name if self._arm.is_mesh else _CENTRAL
                 self._fleet.kill(self._killed)
-
-    def _cost(self, told: Told) -> int:
-        if not told.job_id:
-            return 0  # refused before there was a contract
-        return int(call(_buyer(self._fleet), f"/api/v1/jobs/{told.job_id}")["job"]["cost_microcredits"])
 
 
 def _buyer(fleet: Fleet) -> Node:
