@@ -5,11 +5,13 @@ there is no version field; a frame that does not decode is a bug or a torn proce
 """
 
 import struct
-from typing import Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from node.execution.interface import Dtype
+from protocol import limits
 from protocol.fields import Task
 from protocol.task import ChatMessage, FinishReason
 
@@ -17,6 +19,12 @@ LENGTH_BYTES: Final = 4
 # An input of 1 MiB travels in one Prepare; nothing else comes near.
 FRAME_BYTES_MAX: Final = 8 << 20
 _LENGTH: Final = struct.Struct(">I")
+
+# A worker that was turned must not make the daemon break its own rules: what ends in messages to peers has their
+# bounds here already.
+Count: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 53)]
+Tokens: TypeAlias = Annotated[int, Meta(ge=0, le=limits.TOKENS_MAX)]
+Token: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=True):
@@ -169,18 +177,18 @@ class Unloaded(Frame, frozen=True, kw_only=True):
 
 class Prepared(Frame, frozen=True, kw_only=True):
     request: int
-    tokens: int
+    tokens: Tokens
 
 
 class DeviceMeasured(Frame, frozen=True, kw_only=True):
     request: int
-    matmul_gflops: int
-    read_mb_per_s: int
+    matmul_gflops: Count
+    read_mb_per_s: Count
 
 
 class Measured(Frame, frozen=True, kw_only=True):
     request: int
-    tokens_per_s_milli: int
+    tokens_per_s_milli: Count
 
 
 class Scored(Frame, frozen=True, kw_only=True):
@@ -199,9 +207,9 @@ class Failed(Frame, frozen=True, kw_only=True):
     request: int
     code: str
     message: str
-    tokens_out_max: int | None = None
+    tokens_out_max: Count | None = None
     """Of an answer that would fit beside this prompt."""
-    tokens_in_max: int | None = None
+    tokens_in_max: Count | None = None
     """Of a prompt that would fit beside this answer."""
 
 
@@ -214,11 +222,11 @@ class Fault(Frame, frozen=True, kw_only=True):
 
 class StepPiece(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     request: int
-    tokens: tuple[int, ...]
-    text: str
+    tokens: Annotated[tuple[Token, ...], Meta(max_length=limits.OUTPUT_TOKENS_PER_FRAME_MAX)]
+    text: Annotated[str, Meta(max_length=limits.DATA_FRAME_BYTES_MAX // 4)]
     finish: FinishReason | None
     task: Task = "generate"
-    result: bytes = b""
+    result: Annotated[bytes, Meta(max_length=limits.DATA_FRAME_BYTES_MAX)] = b""
     """Of another task than text: one output frame's payload, in its canonical encoding."""
 
 

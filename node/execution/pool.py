@@ -38,6 +38,7 @@ from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
+from protocol.fields import Task
 from protocol.task import GenerateInput, Sampling, pack_tokens
 from protocol.tasks.registry import TaskInput, encode_task_input, task_of
 from protocol.units import ModelId
@@ -63,6 +64,7 @@ class _Held:
     models: DeviceModels
     lease: ExitStack
     """Closes the request, and lets the model go."""
+    task: Task
     tokens_out_max: int
 
 
@@ -207,7 +209,12 @@ class WorkerPool:
         assert isinstance(answer, Prepared)
         prompt = Prompt(job_key=job_key, model_id=model_id, tokens_in=answer.tokens)
         self._held[job_key] = _Held(
-            prompt=prompt, request=request, models=models, lease=lease, tokens_out_max=tokens_out_max
+            prompt=prompt,
+            request=request,
+            models=models,
+            lease=lease,
+            task=task_of(task_input),
+            tokens_out_max=tokens_out_max,
         )
         return prompt
 
@@ -219,19 +226,22 @@ class WorkerPool:
         if held is None:
             raise ExecutionError("the prompt is not held any more: prepare it again", code="not_prepared")
         with held.lease, held.models.meter(prompt.model_id, prompt.tokens_in) as meter:
-            request = held.request
+            request, left = held.request, min(tokens_out_max, held.tokens_out_max)
             await request.send(
                 Start(
                     request=request.number,
                     temperature_milli=sampling.temperature_milli,
                     top_p_milli=sampling.top_p_milli,
                     seed=sampling.seed,
-                    tokens_out_max=min(tokens_out_max, held.tokens_out_max),
+                    tokens_out_max=left,
                 )
             )
             while True:
                 piece = await request.receive()
                 assert isinstance(piece, Piece)
+                left -= piece.output.units
+                if left < 0 or task_of(piece.output) != held.task:
+                    raise ExecutionError("the worker gave what was not asked for", code="worker_fault")
                 meter.note(len(piece.tokens))
                 if piece.finish is not None:
                     piece = replace(piece, energy_millijoules=meter.end())

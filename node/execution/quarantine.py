@@ -34,7 +34,8 @@ class Quarantine:
     def died(self, now: float) -> None:
         """Note a death, or a probe that failed."""
         rules = self._rules
-        if self.deaths(now) == 0:
+        # A pause as long as the window is not health.
+        if self.deaths(now) == 0 and not self.is_on:
             self._probes = 0
         self._deaths.append(now)
         self.is_on = self.is_on or self.deaths(now) >= rules.deaths_max

@@ -24,18 +24,23 @@ from node.execution.frames import (
     Failed,
     Fault,
     FromWorker,
+    Load,
     Loaded,
+    Measure,
     Measured,
+    MeasureDevice,
     Prepare,
     Prepared,
     PrepareItems,
     Ready,
+    Score,
     Scored,
     Setup,
     Start,
     Step,
     StepPiece,
     ToWorker,
+    Unload,
     Unloaded,
     decode_from_worker,
     encode_frame,
@@ -54,6 +59,16 @@ log = logging.getLogger(__name__)
 Answer: TypeAlias = Loaded | Unloaded | Prepared | DeviceMeasured | Measured | Scored
 Event: TypeAlias = Answer | Piece | ExecutionError
 
+_ANSWERS: Final[dict[type[ToWorker], type[Answer | Piece]]] = {
+    Load: Loaded,
+    Unload: Unloaded,
+    Prepare: Prepared,
+    PrepareItems: Prepared,
+    Start: Piece,
+    MeasureDevice: DeviceMeasured,
+    Measure: Measured,
+    Score: Scored,
+}
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
 _OUTBOX_FRAMES: Final = 1024
 # Its socket closes a moment before a process ends; killed in between, it could not tell why it did.
@@ -92,6 +107,8 @@ class WorkerProcess:
         self._command = command
         self._numbers = itertools.count(1)
         self._events: dict[int, trio.MemorySendChannel[Event]] = {}
+        self._expected: dict[int, type[Answer | Piece]] = {}
+        """What may come next for a request; nothing while it was asked for nothing."""
         self._silences: dict[int, float] = {}
         self._patience = Patience(silence_s_max)
         self._alarm = trio.CancelScope()
@@ -214,6 +231,7 @@ class WorkerProcess:
     def close_request(self, number: int, *, finished: bool) -> None:
         """Forget a request, and tell the worker unless it has ended there by itself."""
         self._events.pop(number, None)
+        self._expected.pop(number, None)
         self._silences.pop(number, None)
         self._patience.over(number)
         self._set_alarm()
@@ -347,6 +365,11 @@ class WorkerProcess:
         channel = self._events.get(request)
         if channel is None:
             return  # cancelled a moment ago
+        expected = self._expected.get(request)
+        if not isinstance(event, ExecutionError) and (expected is None or type(event) is not expected):
+            raise ValueError(f"unexpected {type(event).__name__} for request {request}")
+        if not (isinstance(event, Piece) and event.finish is None):
+            self._expected.pop(request, None)
         try:
             channel.send_nowait(event)
         except trio.WouldBlock:
@@ -358,6 +381,7 @@ class WorkerProcess:
         """Count what a frame asks for among what the worker owes."""
         if isinstance(frame, Setup | Cancel) or frame.request not in self._events:
             return
+        self._expected[frame.request] = _ANSWERS[type(frame)]
         phase: Phase = "reading" if isinstance(frame, Prepare | PrepareItems) else "task"
         if isinstance(frame, Start):
             phase = "prompt"

@@ -37,6 +37,17 @@ def test_pauses_grow_when_probes_fail_and_when_a_device_dies_soon_after_one_pass
     assert (quarantine.is_on, quarantine.next_start_at) == (True, 80.0)
 
 
+def test_pauses_stay_long_when_every_probe_fails_for_hours() -> None:
+    quarantine = Quarantine(QuarantineRules())
+    pauses, now = [], 0.0
+    for _ in range(12):
+        quarantine.died(now)
+        pauses.append(quarantine.next_start_at - now)
+        # A probe that hangs for a while before it fails.
+        now = quarantine.next_start_at + 5.0
+    assert pauses == [0.0, 0.5, 10.0, 30.0, 120.0, *[600.0] * 7]
+
+
 def test_pauses_start_over_when_a_device_lived_for_ten_minutes() -> None:
     quarantine = Quarantine(RULES)
     for now in (0.0, 1.0, 2.0, 12.0):

@@ -104,10 +104,13 @@ async def test_worker_that_is_never_ready_is_told_as_dead(script: str, cause: st
         ("send(READY); receive(); raw(b'\\x00\\x00\\x00\\x01x'); receive()", "garbage"),
         ("send(READY); receive(); raw(encode_frame(READY)); receive()", "garbage: unexpected Ready"),
         ("send(READY); receive(); raw(encode_frame(Loaded(request=1))[:-1]); sys.exit(0)", "ended"),
+        ("send(READY); receive(); send(Loaded(request=1)); receive()", "garbage: unexpected Loaded"),
+        ("send(READY); receive(); send(Prepared(request=2, tokens=1)); receive()", "garbage: unexpected Prepared"),
         (
-            "send(READY); receive(); [send(Loaded(request=1)) for _ in range(9)]; receive()",
-            "more than it asked for",
+            "send(READY); receive(); [send(Prepared(request=1, tokens=1)) for _ in range(2)]; receive()",
+            "garbage: unexpected Prepared",
         ),
+        ("send(READY); receive(); send(Prepared(request=1, tokens=-1)); receive()", "garbage"),
         ("send(READY); receive(); receive()", "silent"),
     ],
 )
@@ -127,6 +130,26 @@ async def test_open_requests_fail_and_no_process_is_left_when_the_worker_misbeha
         await worker.send(Cancel(request=1))
     with pytest.raises(ProcessLookupError):
         os.kill(worker.pid, 0)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cause"),
+    [
+        ("[StepPiece(request=1, tokens=(1,), text='a', finish=None)] * 9", "more than it asked for"),
+        ("[StepPiece(request=1, tokens=(1,), text='a', finish='stop')] * 2", "unexpected Piece"),
+        ("[StepPiece(request=1, tokens=(-1,), text='a', finish=None)]", "garbage"),
+        ("[StepPiece(request=1, tokens=(1,), text='', finish=None, task='embed', result=b'x')]", "garbage"),
+    ],
+)
+async def test_worker_dies_of_an_answer_that_breaks_its_bounds(
+    nursery: trio.Nursery, pieces: str, cause: str
+) -> None:
+    worker = process(f"send(READY); receive(); send(Step(pieces=tuple({pieces}))); receive()")
+    await nursery.start(worker.run)
+    with worker.open_request(6) as request:
+        await request.send(start_frame(request.number))
+        with pytest.raises(WorkerDiedError, match=cause), trio.fail_after(20):
+            await receive_for_ever(request)
 
 
 async def test_idle_worker_may_be_silent_for_as_long_as_it_likes(nursery: trio.Nursery) -> None:

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from node.config import WorkerSection
-from node.errors import WorkerDiedError
+from node.errors import ExecutionError, WorkerDiedError
 from node.execution.pool import WorkerPool
 from node.execution.quarantine import QuarantineRules
 from node.execution.worker_rules import WorkerRules
@@ -32,6 +32,31 @@ def step(self):
 ServedModel.step = step
 worker_main.main()
 """
+
+# Gives each token five times; what it was asked for is counted by the daemon.
+LAVISH = """
+from msgspec.structs import replace
+from node.execution.engine import worker_main
+from node.execution.engine.served import ServedModel
+
+step = ServedModel.step
+ServedModel.step = lambda self: [replace(piece, tokens=piece.tokens * 5) for piece in step(self)]
+worker_main.main()
+"""
+
+
+async def test_job_fails_here_when_its_worker_gives_more_than_was_asked_for(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    model = store.add_folder(write_tiny_model(tmp_path / "tiny"), "tiny")
+    config = WorkerSection(devices="cpu", dtype="fp32", threads=1, slots=1, context_tokens_max=128, jail="off")
+    rules = WorkerRules(command=(sys.executable, "-P", "-c", LAVISH))
+    pool = WorkerPool(config, store, ("tiny",), rules=rules)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        with pytest.raises(ExecutionError, match="not asked for") as failed:
+            await answer(pool, "job", model.model_id, GenerateInput(prompt="ab"))
+        assert failed.value.code == "worker_fault"
+        nursery.cancel_scope.cancel()
 
 
 async def test_device_is_quarantined_and_probed_when_its_workers_fail_again_and_again(tmp_path: Path) -> None:

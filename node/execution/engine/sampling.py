@@ -59,6 +59,10 @@ def nucleus(scaled: Tensor, top_p_milli: int) -> Tensor:
         likely = probabilities[candidates]
         if float(likely.sum(dtype=torch.float64)) >= top_p:
             break
+    if not len(likely):
+        # Of NaN, as half precision gives for some prompts, nothing is likely. One answer is nonsense then; to fail
+        # here would end every other job of this worker.
+        return candidates.new_zeros(1)
     likeliest = likely.sort(descending=True).values
     before = likeliest.double().cumsum(-1) - likeliest
     border = likeliest[before < top_p][-1]

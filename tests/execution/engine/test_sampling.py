@@ -77,6 +77,14 @@ def test_nucleus_is_the_smallest_likeliest_set(
     assert nucleus(torch.tensor(probabilities).log(), top_p_milli).tolist() == expected
 
 
+@pytest.mark.parametrize("top_p_milli", [900, 1000])
+def test_row_of_no_numbers_spoils_no_other_row(top_p_milli: int) -> None:
+    sampled = Sampling(temperature_milli=800, top_p_milli=top_p_milli, seed=1)
+    logits = torch.stack([torch.full((50,), float("nan")), torch.arange(50.0)])
+    spoilt, whole = choose(logits, [sampled, Sampling()], [0, 0])
+    assert 0 <= spoilt < 50 and whole == 49
+
+
 def test_nucleus_of_a_flat_distribution_reaches_beyond_the_likeliest_few() -> None:
     scaled = torch.linspace(0, 0.01, 3000)
     found = nucleus(scaled, 900)
