@@ -1,7 +1,6 @@
 """``run``: one prompt in, one answer out. Only the answer goes to standard output."""
 
 import json
-import math
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -9,24 +8,15 @@ from typing import Any, Final
 import click
 
 from node.cli.answer import Answer, phase_text, refusal_text, stream_answer
+from node.cli.buying import buying_options, souk_object
 from node.cli.client import ApiError, find_daemon
 from node.cli.completion import complete_model
-from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
+from node.cli.numbers import Number
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import harmless, note
 
 _CLEAR_LINE: Final = "\r\x1b[2K"
-
-
-class Number(click.FloatRange):
-    """A range in which "nan", which compares with nothing, does not lie."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # click's own
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"expected a number, got {value!r}", param, ctx)
-        return number
 
 
 @click.command(cls=SoukCommand)
@@ -38,12 +28,7 @@ class Number(click.FloatRange):
 @click.option("--top-p", type=Number(0, 1), help="Sample from the likeliest tokens of this mass.")
 @click.option("--seed", type=int, help="The same seed gives the same answer on the same device.")
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; may be repeated.")
-@click.option("--on", "where", metavar="any|local|remote|PEER", default="any", help="Where it may run.")
-@click.option("--max-price", type=click.IntRange(min=0), metavar="µc", help="What the whole job may cost.")
-@click.option("--deadline", callback=duration_s, metavar="TIME", help="When to give up, such as 30s or 5m.")
-@click.option(
-    "--path", type=click.Choice(("auto", "fast", "quote")), default="auto", help="How to agree on a price."
-)
+@buying_options
 @click.option("--timings", is_flag=True, help="Say who answered, for how much and how fast.")
 @pass_globals
 def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **asked: Any) -> int:  # click's values
@@ -109,12 +94,6 @@ def _prompt(argument: str | None) -> str:
 
 
 def _body(model: str, messages: list[dict[str, str]], asked: Mapping[str, Any]) -> dict[str, Any]:  # a JSON body
-    souk = {
-        "on": asked["where"],
-        "max_price": asked["max_price"],
-        "deadline_s": asked["deadline"],
-        "path": asked["path"],
-    }
     body = {
         "model": model,
         "messages": messages,
@@ -123,7 +102,7 @@ def _body(model: str, messages: list[dict[str, str]], asked: Mapping[str, Any]) 
         "top_p": asked["top_p"],
         "seed": asked["seed"],
         "stop": list(asked["stop"]) or None,
-        "souk": {name: value for name, value in souk.items() if value is not None},
+        "souk": souk_object(asked),
     }
     return {name: value for name, value in body.items() if value is not None}
 

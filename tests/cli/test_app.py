@@ -11,7 +11,19 @@ from node.errors import AlreadyRunningError, ConfigError, KeyFileError
 from node.home import Home
 from tests.cli.fakes import FakeDaemon, souk
 
-HEAVY = ("trio", "libp2p", "torch", "starlette", "hypercorn", "rich", "msgspec", "numpy", "cryptography", "psutil")
+HEAVY = (
+    "trio",
+    "libp2p",
+    "torch",
+    "starlette",
+    "hypercorn",
+    "rich",
+    "msgspec",
+    "numpy",
+    "cryptography",
+    "psutil",
+    "PIL",
+)
 IMPORT_ALL = f"""
 import sys
 from node.cli.app import VERBS, souk
