@@ -161,6 +161,49 @@ def test_texts_become_vectors_over_a_contract_between_daemons(network: Network) 
     assert cosine(packed, vectors[0]) > 0.9999
 
 
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def bought(network: Network, task: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Return what the node without a model gets for its order, once its receipt lies in the books."""
+    buyer = network.nodes[-1]
+    status, answer = call(buyer, "POST", f"/api/v1/tasks/{task}", body)
+    assert status == 200, answer
+    _, receipts = call(buyer, "GET", "/api/v1/receipts?limit=10")
+    mine = [it for it in receipts["receipts"] if it["contract_id"] == answer["souk"]["contract_id"]]
+    assert len(mine) == 1 and answer["souk"]["cost_microcredits"] > 0
+    return answer
+
+
+def test_images_get_names_over_a_contract_between_daemons(network: Network) -> None:
+    images = [
+        {"width": it.width, "height": it.height, "rgb": base64_of(it.rgb)} for it in (picture(0), picture(3))
+    ]
+    answer = bought(network, "classify", {"model": CLASSIFY_MODEL, "images": images, "top": 2})
+    best = [it["classes"][0] for it in answer["images"]]
+    assert [(it["index"], it["label"]) for it in best] == [(810, "space bar"), (906, "Windsor tie")]
+    assert answer["usage"] == {"units_in": 2 * 188, "units_out": 2}
+
+
+def test_speech_is_found_over_a_contract_between_daemons(network: Network) -> None:
+    audio = [*[0.0] * 16_000, *voice(1.0), *[0.0] * 8_000]
+    samples = struct.pack(f"<{len(audio)}h", *(round(value * 32_767) for value in audio))
+    answer = bought(network, "vad", {"model": VAD_MODEL, "samples": base64_of(samples), "silence_ms_min": 500})
+    (segment,) = answer["segments"]
+    assert 900 <= segment["start_ms"] <= 1300 and 1500 <= segment["end_ms"] <= 2300
+    assert answer["duration_ms"] == 2500 and len(answer["speech_milli"]) == answer["usage"]["units_out"]
+
+
+def test_tensors_run_through_a_model_over_a_contract_between_daemons(network: Network) -> None:
+    state = ("F32", (1, 128), bytes(512))
+    silence = tensor_file(("audio", "F32", (1, 576), bytes(2304)), ("h", *state), ("c", *state))
+    answer = bought(network, "forward", {"model": VAD_MODEL, "tensors": base64_of(silence)})
+    data = base64.b64decode(answer["tensors"])
+    tensors = read_tensors(data)
+    assert set(tensors) == {"speech", "h", "c"} and values_of(data, tensors["speech"])[0] < 0.1
+
+
 def test_buyer_is_told_when_the_model_does_another_task_or_the_text_is_too_long(network: Network) -> None:
     buyer = network.nodes[-1]
     status, answer = call(buyer, "POST", "/v1/embeddings", {"model": VAD_MODEL, "input": "a"})
