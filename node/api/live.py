@@ -5,6 +5,7 @@ cost a write each. Nothing is kept for a watcher: who reads slowly gets the next
 between, and who comes back starts with the present (there is nothing to replay).
 """
 
+import logging
 from typing import Annotated, Final
 
 import trio
@@ -22,6 +23,7 @@ from node.api.services import Services
 from node.api.sse import EventStream, event_bytes
 from node.api.views import JobView, LogLine, LogsAnswer, ModelView, StatusView, View
 from node.api.why_node import why_node
+from node.errors import NodeError
 
 PERIOD_S: Final = 1.0
 WATCHERS_MAX: Final = 32
@@ -30,6 +32,8 @@ MODELS_MAX: Final = 32
 """With these bounds a snapshot has at most about 32 KiB."""
 LINES_MAX: Final = 1000
 RETRY_S: Final = 5
+
+log = logging.getLogger(__name__)
 
 
 class Snapshot(View, frozen=True, kw_only=True):
@@ -111,7 +115,14 @@ class Events:
         while True:
             # A clock and no polling: a snapshot is what there is at its second.
             await trio.sleep_until(self._made_at + PERIOD_S)
-            await stream.write(await self._latest())
+            try:
+                latest = await self._latest()
+            except NodeError as exc:
+                # It began with 200: an error has no place any more. Who asks again is told.
+                log.info("snapshots ended", extra={"cause": str(exc)})
+                break
+            await stream.write(latest)
+        await stream.end()
 
     async def _latest(self) -> bytes:
         async with self._making:

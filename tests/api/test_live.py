@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from node.api.live import JOBS_MAX, MODELS_MAX, WATCHERS_MAX
+from node.api.views import StatusView
+from node.errors import LedgerDiskError
 from node.market.journal import JobRecord
 from protocol.units import JobId, UnixMs
 from tests.api.fakes import TOKEN, Node, serve_node
@@ -43,6 +46,27 @@ async def test_watcher_gets_a_snapshot_at_once_and_one_each_second(nursery: trio
     assert 0.5 < trio.current_time() - begun < 5
     assert one["status"]["name"] == "gpu-1" and one["jobs"][0]["model"] == "tiny" and one["findings"] == []
     assert two["at_ms"] - one["at_ms"] >= 900
+
+
+async def test_stream_ends_in_order_when_the_ledger_fails_and_who_asks_again_is_told(
+    nursery: trio.Nursery,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = await serve_node(nursery)
+
+    async def fail() -> StatusView:
+        raise LedgerDiskError("no space is left")
+
+    async with await node.open(WATCH) as stream:
+        coming = aiter(snapshots(stream))
+        await anext(coming)
+        monkeypatch.setattr(node.view, "status", fail)
+        with pytest.raises(StopAsyncIteration):
+            await anext(coming)
+    assert (await node.call("GET", "/api/v1/events")).status == 503
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 async def test_snapshot_shows_open_jobs_first_and_stays_within_its_bound(nursery: trio.Nursery) -> None:
