@@ -6,6 +6,7 @@ import trio.testing
 
 from node.api.guard import BODY_BYTES_MAX
 from tests.api.fakes import TOKEN, chat_body, serve_node
+from tests.api.test_openapi import DOCUMENT
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:11500", "localhost", "LOCALHOST:8080", "[::1]:11500", "[::1]"])
@@ -52,6 +53,15 @@ async def test_request_is_refused_when_its_token_is_missing_or_wrong(
 async def test_probe_needs_no_token(nursery: trio.Nursery, path: str) -> None:
     node = await serve_node(nursery)
     assert (await node.call("GET", path, authorization="")).status == 200
+
+
+async def test_only_what_the_document_calls_open_is_answered_without_a_token(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    document = (await node.call("GET", DOCUMENT)).json
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            reply = await node.call(method.upper(), path, body={}, authorization="")
+            assert (reply.status != 401) is (operation.get("security") == []), (method, path)
 
 
 @pytest.mark.parametrize(
