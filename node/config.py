@@ -63,6 +63,8 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     """CUDA devices that share each model by tensor parallelism."""
     vllm_args: Annotated[tuple[str, ...], Meta(max_length=64)] = ()
     """More arguments of its server, such as "--enforce-eager"."""
+    cuda_graphs: bool = False
+    """Decode by captured graphs on CUDA: each step is one call instead of a thousand. Not run on a GPU yet."""
     warm_spare: bool = False
     """A second worker for each device waits for the first one to die."""
     jail: Literal["auto", "off", "required"] = "auto"

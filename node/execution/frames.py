@@ -66,6 +66,7 @@ class Load(Frame, frozen=True, kw_only=True):
     """What the worker may take in all once this is loaded; 0: no bound."""
     vllm: VllmUse | None = None
     """For text; ``None``: the worker computes it itself."""
+    cuda_graphs: bool = False
 
 
 class Unload(Frame, frozen=True, kw_only=True):

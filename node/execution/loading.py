@@ -341,6 +341,7 @@ class DeviceModels:
                     # The kernel would hold vLLM's processes to it as well, each by itself.
                     memory_bytes_max=0 if config.vllm_python else config.memory_bytes_max,
                     vllm=vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
+                    cuda_graphs=config.cuda_graphs,
                 )
                 began = trio.current_time()
                 await request.send(load)

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 import torch
 
+from node.execution.engine.cuda_graphs import CudaGraphs
 from node.execution.engine.engine import Chosen, Engine
 from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
@@ -107,6 +108,9 @@ def load_backend(load: Load, device: torch.device) -> Backend:
         prefill_tokens=load.prefill_tokens,
         inter_token_s=load.inter_token_ms / 1000,
     )
+    # Not for experts: how many rows each one has is a shape.
+    if load.cuda_graphs and device.type == "cuda" and shape.experts is None:
+        engine.record(CudaGraphs(device))
     return Backend(
         model=model,
         engine=engine,

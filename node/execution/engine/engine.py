@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import torch
+from torch import Tensor
 
 from node.execution.engine.attention import StepAttention
 from node.execution.engine.kv_cache import KvCache
@@ -14,6 +15,7 @@ from node.execution.engine.llama import Llama
 from node.execution.engine.pace import INTER_TOKEN_S, PrefillPace
 from node.execution.engine.sampling import choose
 from node.execution.engine.scheduler import Plan, Scheduler, Sequence
+from node.execution.engine.static_decode import Recorder, StaticDecode
 from protocol.task import FinishReason
 
 
@@ -45,6 +47,7 @@ class Engine:
         )
         self._pace = PrefillPace(tokens_max=prefill_tokens, inter_token_s=inter_token_s)
         self._scheduler = Scheduler(slots=slots, pace=self._pace)
+        self._static: StaticDecode | None = None
         self._last_end: float | None = None
         """When the last pass ended, if answers run since: they have waited from then."""
 
@@ -66,6 +69,12 @@ class Engine:
     def reused_tokens(self) -> int:
         """Prompt tokens that were found in the cache since the start."""
         return self._scheduler.reused_tokens
+
+    def record(self, recorder: Recorder) -> None:
+        """Decode by steps that ``recorder`` makes wherever no prompt is read beside; nothing may run yet."""
+        assert self.idle
+        with torch.inference_mode():
+            self._static = StaticDecode(self._model, self._cache, recorder)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose whole answer fits its slot; the caller has checked that it does."""
@@ -111,6 +120,8 @@ class Engine:
         self._last_end = now
 
     def _forward(self, plan: Plan) -> list[tuple[Sequence, int]]:
+        if self._static is not None and not plan.chunks and (hidden := self._static.run(plan.decodes)) is not None:
+            return _chosen([sequence for sequence, _ in _advance(plan)], self._model.logits(hidden))
         model, device = self._model, self._model.device
         tokens = [sequence.tokens[-1] for sequence in plan.decodes]
         positions = [sequence.cached for sequence in plan.decodes]
@@ -124,14 +135,15 @@ class Engine:
         answering = _advance(plan)
         if not answering:
             return []
-        sequences = [sequence for sequence, _ in answering]
         logits = model.logits(hidden[[row for _, row in answering]])
-        chosen = choose(
-            logits,
-            [sequence.sampling for sequence in sequences],
-            [sequence.position for sequence in sequences],
-        )
-        return list(zip(sequences, chosen, strict=True))
+        return _chosen([sequence for sequence, _ in answering], logits)
+
+
+def _chosen(sequences: list[Sequence], logits: Tensor) -> list[tuple[Sequence, int]]:
+    """Choose each sequence's next token: one transfer from the device for all of them."""
+    samplings = [sequence.sampling for sequence in sequences]
+    tokens = choose(logits, samplings, [sequence.position for sequence in sequences])
+    return list(zip(sequences, tokens, strict=True))
 
 
 def _advance(plan: Plan) -> list[tuple[Sequence, int]]:

@@ -19,15 +19,17 @@ class KvCache:
     """Keys and values of every layer in one tensor; pages are touched on first use.
 
     ``held`` is (layers, 2, slots, context, KV heads, head size), keys first; ``rows`` the same memory with slots
-    and context as one dimension. A token lies in one piece, so that a pass writes all of its tokens in one call.
+    and context as one dimension, and one row more: ``spare_row``, which is written for padding and never read. A
+    token lies in one piece, so that a pass writes all of its tokens in one call.
     """
 
     def __init__(
         self, shape: LlamaShape, *, slots: int, context_tokens: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        size = (shape.layers, 2, slots, context_tokens, shape.kv_heads, shape.head_size)
-        self.held = _zeros(size, dtype, device)
-        self.rows = self.held.flatten(2, 3)
+        self.spare_row = slots * context_tokens
+        size = (shape.layers, 2, self.spare_row + 1, shape.kv_heads, shape.head_size)
+        self.rows = _zeros(size, dtype, device)
+        self.held = self.rows[:, :, : self.spare_row].view(*size[:2], slots, context_tokens, *size[3:])
         self.slots, self.context_tokens = slots, context_tokens
 
     def move(self, move: Move) -> None:
