@@ -32,6 +32,12 @@ EXIT_OF_CODE: Final = {
     "deadline": Exit.DEADLINE,
     "context_length_exceeded": Exit.USAGE,
     "config_invalid": Exit.CONFIG,
+    # 503 for programs, to try again; but it was this node and no peer that did not take it.
+    "disk": Exit.FAILED,
+    "worker_died": Exit.FAILED,
+    "too_many_watchers": Exit.FAILED,
+    "too_many_readers": Exit.FAILED,
+    "body_too_large": Exit.USAGE,
 }
 EXIT_OF_STATUS: Final = {
     400: Exit.USAGE,

@@ -70,3 +70,20 @@ def test_stream_that_breaks_off_is_an_error(daemon: FakeDaemon) -> None:
     ran = souk("run", "m", "hi")
     assert ran.code == 1 and "broke off" in ran.err
     assert ran.out == "Hel\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "error_code", "expected"),
+    [
+        (503, "no_capacity", 6),
+        (503, "disk", 1),
+        (503, "worker_died", 1),
+        (429, "too_many_readers", 1),
+        (413, "body_too_large", 2),
+    ],
+)
+def test_command_blames_no_peer_for_what_its_own_node_refuses(
+    daemon: FakeDaemon, status: int, error_code: str, expected: int
+) -> None:
+    daemon.answer("GET /api/v1/devices", {"error": {"message": "no", "code": error_code}}, status)
+    assert souk("devices").code == expected
