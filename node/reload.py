@@ -94,7 +94,8 @@ class LiveConfig:
 
     async def _load(self) -> Loaded:
         try:
-            return await trio.to_thread.run_sync(self._source.load)
+            # Left behind where nobody waits for it any more: it changes nothing, and a disk may never answer.
+            return await trio.to_thread.run_sync(self._source.load, abandon_on_cancel=True)
         except ConfigError as exc:
             log.error("configuration not reloaded: it is faulty", extra={"problems": exc.problems})
             raise

@@ -119,18 +119,26 @@ async def _serve_until_told(options: Globals, home: Home, live: "LiveConfig") ->
 
 async def _watch(signals: AsyncIterator[int], daemon_scope: "trio.CancelScope", live: "LiveConfig") -> None:
     """Reload at SIGHUP; end the daemon at any other signal, the process at a second Ctrl-C."""
+    import trio
+
     stopping = False
-    async for number in signals:
-        if number == signal.SIGHUP:
-            with suppress(ConfigError):  # logged, with every fault; the daemon goes on as it is
-                await live.reload()
-            continue
-        log.info("stopping", extra={"signal": signal.Signals(number).name})
-        if stopping and number == signal.SIGINT:
-            # The person has decided not to wait. The workers end with this process.
-            os._exit(Exit.INTERRUPTED)
-        stopping = True
-        daemon_scope.cancel()
+    async with trio.open_nursery() as reloads:
+        async for number in signals:
+            if number == signal.SIGHUP:
+                # Beside: a disk that does not answer must not keep the next signal from being heard.
+                reloads.start_soon(_reload, live)
+                continue
+            log.info("stopping", extra={"signal": signal.Signals(number).name})
+            if stopping and number == signal.SIGINT:
+                # The person has decided not to wait. The workers end with this process.
+                os._exit(Exit.INTERRUPTED)
+            stopping = True
+            daemon_scope.cancel()
+
+
+async def _reload(live: "LiveConfig") -> None:
+    with suppress(ConfigError):  # logged, with every fault; the daemon goes on as it is
+        await live.reload()
 
 
 def _ready_block(home: Home, config: "Config") -> str:

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def wait_for(process: subprocess.Popen[str], word: str) -> str:
         if word in line:
             return line
     raise AssertionError(f"ended without {word!r}")
+
+
+def test_serve_hears_that_it_has_to_end_while_its_configuration_does_not_come(home: Home, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    os.mkfifo(config)
+    with serving("runs", "--config", str(config)) as process:
+        config.write_text("")
+        wait_for(process, "/ip4/1.2.3.4/tcp/5")
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
