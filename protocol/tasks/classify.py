@@ -18,7 +18,7 @@ CHANNELS: Final = 3
 PIXELS_PER_UNIT: Final = 256
 MILLION: Final = 1_000_000
 MARGIN_PPM: Final = 10_000
-"""How much likelier our own best class may be than theirs. Honest batches differ by about 5."""
+"""How much likelier our own best class may be than theirs. Batches of up to 8 and other threads made 1 at most."""
 
 Side = Annotated[int, Meta(ge=1, le=limits.IMAGE_SIDE_MAX)]
 

@@ -22,6 +22,7 @@ from protocol.fields import Task
 from protocol.tasks.classify import CHANNELS, MILLION, ClassifyInput, ClassifyOutput, Image, ImageClass
 from protocol.tasks.registry import CLASSIFY, ItemInput, ItemOutput
 
+# Of one step: on the CPU 105 to 130 ms of EfficientNet-lite0 on one core of an EPYC.
 BUDGET_IMAGES: Final = {"cpu": 4, "cuda": 64}
 _NORM_EPSILON: Final = 1e-3
 _SIDE_STEP: Final = 32
