@@ -1,11 +1,13 @@
 """The options of every verb that buys a job: where it may run, for how much, until when."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from node.cli.durations import duration_s
+
+CANCELLED: Final = "cancelled: the connection is closed, and with it the job ends"
 
 
 def buying_options(command: Callable[..., int]) -> Callable[..., int]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from node.cli.answer import Answer, phase_text, refusal_text, stream_answer
-from node.cli.buying import buying_options, souk_object
+from node.cli.buying import CANCELLED, buying_options, souk_object
 from node.cli.client import ApiError, find_daemon
 from node.cli.completion import complete_model
 from node.cli.exits import CliError, Exit
@@ -55,7 +55,7 @@ def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **as
     try:
         answer = ask([*first, {"role": "user", "content": _prompt(prompt)}], _ignore)
     except KeyboardInterrupt:
-        raise CliError("cancelled: the connection is closed, and with it the job ends", Exit.INTERRUPTED) from None
+        raise CliError(CANCELLED, Exit.INTERRUPTED) from None
     except ApiError as exc:
         raise CliError(refusal_text(exc), exc.code) from exc
     if options.output == "json":

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from node.cli.answer import refusal_text
-from node.cli.buying import buying_options, souk_object
+from node.cli.buying import CANCELLED, buying_options, souk_object
 from node.cli.client import ApiError, find_daemon
 from node.cli.completion import complete_model
 from node.cli.exits import CliError, Exit
@@ -120,6 +120,8 @@ def _buy(
     wanted = {"model": model, **body, "souk": souk_object(asked)}
     try:
         answer = find_daemon(options).request("POST", f"/api/v1/tasks/{task}", wanted, wait_s=wait_s)
+    except KeyboardInterrupt:
+        raise CliError(CANCELLED, Exit.INTERRUPTED) from None
     except ApiError as exc:
         raise CliError(refusal_text(exc), exc.code) from exc
     souk = answer["souk"]

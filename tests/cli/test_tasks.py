@@ -1,6 +1,8 @@
 import base64
 import io
+import signal
 import sys
+import threading
 import wave
 from pathlib import Path
 from typing import Any
@@ -202,3 +204,10 @@ def test_verbs_end_with_the_code_of_what_went_wrong(daemon: FakeDaemon, status: 
     daemon.answer("POST /api/v1/tasks/embed", error, status)
     ran = souk("embed", "m", "a")
     assert (ran.code, ran.out, ran.err) == (ends, "", "souk: why\n")
+
+
+def test_ctrl_c_ends_the_job_and_says_so(daemon: FakeDaemon) -> None:
+    main = threading.main_thread().ident or 0
+    daemon.answer("POST /api/v1/tasks/embed", [lambda: signal.pthread_kill(main, signal.SIGINT)])
+    ran = souk("embed", "m", "a")
+    assert ran.code == 130 and "cancelled: the connection is closed" in ran.err
