@@ -202,18 +202,20 @@ class DeviceModels:
             percent=config.memory_percent,
             bytes_max=config.memory_bytes_max,
         )
-        if abs(budget - residency.budget_bytes) <= self._loader.setup.rules.memory_step_bytes:
+        before = residency.budget_bytes
+        has_changed = abs(budget - before) > self._loader.setup.rules.memory_step_bytes
+        if self._loading.locked() or not (has_changed or residency.free_bytes < 0):
+            # A load rests on the budget as it was when it began; the next look comes soon.
             return
-        has_grown = budget > residency.budget_bytes
-        extra = {"device": self._loader.setup.choice.name, "before_bytes": residency.budget_bytes}
-        log.info("memory for models changed", extra={**extra, "now_bytes": budget})
-        residency.budget_bytes = budget
         async with self._loading:
-            for idle in residency.idle():
-                if residency.free_bytes >= 0:
-                    break
-                await self._unload(idle)
-        if has_grown:
+            if has_changed:
+                extra = {"device": self._loader.setup.choice.name, "before_bytes": before}
+                log.info("memory for models changed", extra={**extra, "now_bytes": budget})
+                residency.budget_bytes = budget
+            # Asked for each time: jobs come and go while one is unloaded.
+            while residency.free_bytes < 0 and (idle := residency.idle()):
+                await self._unload(idle[0])
+        if has_changed and budget > before:
             await self.load_missing()
 
     async def load_missing(self) -> None:
@@ -224,7 +226,7 @@ class DeviceModels:
         """
         for model_id, model in tuple(self._loader.wanted.items()):
             try:
-                if model_id not in self._entries:
+                if model_id not in self._entries and model_id in self._loader.wanted:
                     await self.load_at_start(model)
             except WorkerDiedError:
                 raise
@@ -350,12 +352,13 @@ class DeviceModels:
             self._loader.setup.metrics.model_loaded(fit.model.name, trio.current_time() - began)
             self._loader.kernels[model_id] = answer.kernels
             self._seats[model_id] = Seats(plan.slots, self._queue_counter(fit))
-            is_pinned = fit.model.name in config.pinned
-            self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             if self._loader.speed(model_id) is None:
                 speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
                 setup = self._loader.setup
                 setup.measurements.keep_tokens_per_s_milli(setup.choice.name, model_id, speed)
+            # Both at once: whoever finds it loaded finds its entry.
+            is_pinned = fit.model.name in config.pinned
+            self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             self._note(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
 

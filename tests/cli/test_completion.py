@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import pytest
 from click.shell_completion import ShellComplete
 
 from node.cli.app import souk as app
-from node.cli.completion import SHELLS, complete_job, complete_model
+from node.cli.completion import SHELLS
 from tests.cli.fakes import FakeDaemon, souk
 
 
@@ -21,12 +23,23 @@ def test_verbs_and_options_are_completed(words: list[str], last: str, expected: 
     assert [item.value for item in found] == [expected]
 
 
+def complete(*words: str) -> list[str]:
+    *given, last = words
+    return [item.value for item in ShellComplete(app, {}, "souk", "_SOUK_COMPLETE").get_completions(given, last)]
+
+
 def test_models_and_jobs_are_completed_from_the_daemon(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/models", {"models": [{"name": "smol"}, {"name": "llama"}]})
     daemon.answer("GET /api/v1/jobs?limit=50", {"jobs": [{"job_id": "abcd"}, {"job_id": "ef01"}]})
-    assert complete_model(None, None, "sm") == ["smol"]  # type: ignore[arg-type]  # neither is looked at
-    assert complete_job(None, None, "") == ["abcd", "ef01"]  # type: ignore[arg-type]  # as above
+    assert complete("run", "sm") == ["smol"]
+    assert complete("job", "show", "") == ["abcd", "ef01"]
+
+
+def test_completion_asks_the_daemon_that_the_words_before_name(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.answer("GET /api/v1/models", {"models": [{"name": "smol"}]})
+    assert complete("--home", str(tmp_path / "other"), "run", "") == []
+    assert complete("run", "--api", "http://127.0.0.1:1", "") == []
 
 
 def test_nothing_is_completed_when_no_daemon_answers() -> None:
-    assert complete_model(None, None, "") == []  # type: ignore[arg-type]  # as above
+    assert complete("run", "") == []
