@@ -1,7 +1,7 @@
 """A decode step whose shapes never change, for what can only run such: a CUDA graph (``cuda_graphs.py``).
 
 It is made for a few batch sizes; a batch between two of them is padded. Prompts, and steps beside them, stay with
-``attention.py``. Design: engine.md, 4.1; decision 0021.
+``attention.py``. Design: engine.md, 4.1; decision 0017.
 """
 
 from collections.abc import Callable
