@@ -34,11 +34,13 @@ from node.keystore import Ed25519Signer, KeyFile
 from node.ledger.ledger import Ledger
 from node.logs import LogRing
 from node.market.admission import Admission
+from node.market.journal import JOBS_MAX
 from node.market.own_advert import OwnAdvert
 from node.market.party import Party
 from node.market.provider import Provider
 from node.market.quotes import Quotes
 from node.market.requester import Requester
+from node.market.restored import orders_of, sale_of
 from node.market.settlement import means_of
 from node.market.settlement_exchange import Settler
 from node.models.holding import Holds
@@ -215,6 +217,11 @@ class _Daemon:
         standings = await self._party.ledger.standings(self._party.now_ms(), forgive_after_days=forgive_after_days)
         self._admission.remember(standings, now=trio.current_time())
         self._requester.spending.remember(standings)
+        ledger = self._party.ledger
+        self._party.journal.restore(
+            orders_of(await ledger.timelines("requester", JOBS_MAX)),
+            map(sale_of, await ledger.timelines("provider", JOBS_MAX)),
+        )
         self._discovery.attach()
         self._provider.attach(self._net)
         self._settler.attach()

@@ -115,7 +115,7 @@ class JobRoutes:
         found = self._view.find_jobs(prefix.lower())
         if not found:
             raise ApiError(
-                f"no job of this node since its start has an id that starts with {prefix}; souk job ls has the"
+                f"no job among this node's newest has an id that starts with {prefix}; souk job ls has the"
                 " newest, souk receipts ls the contracts of all time",
                 status=404,
                 code="job_not_found",

@@ -41,6 +41,8 @@ class JobTrace(View, frozen=True, kw_only=True):
     timeline: tuple[StepView, ...]
     steps_left_out: int = 0
     """How many are missing from the middle of a timeline that grew too long."""
+    is_restored: bool = False
+    """The job was over before the daemon's start: of its steps only those are left that signed messages prove."""
 
 
 class JobEvent(View, frozen=True, kw_only=True):
@@ -144,6 +146,7 @@ def job_trace(record: JobRecord, *, tokens_out: int | None = None) -> JobTrace:
         job=job_view(record, tokens_out=tokens_out),
         timeline=tuple(_step(step) for step in record.steps),
         steps_left_out=record.steps_left_out,
+        is_restored=record.is_restored,
     )
 
 

@@ -55,8 +55,21 @@ def why_job(trace: JobTrace) -> WhyJobAnswer:
         job_id=job.job_id,
         state=job.state,
         summary=_summary(trace),
-        findings=(*_end(job), *_refusals(trace), *_losses(trace), *_waits(trace), *_payments(trace)),
+        findings=(
+            *_restored(trace),
+            *_end(job),
+            *_refusals(trace),
+            *_losses(trace),
+            *_waits(trace),
+            *_payments(trace),
+        ),
     )
+
+
+def _restored(trace: JobTrace) -> Iterator[Finding]:
+    if trace.is_restored:
+        message = "it was over before the daemon's start: what stood in its way is lost"
+        yield Finding(about="job", code="restored", blocks=False, message=message)
 
 
 def _summary(trace: JobTrace) -> str:

@@ -96,6 +96,8 @@ def _timeline(payload: Payload) -> str:
     ]
     left_out = payload.get("steps_left_out")
     tail = f"\n({left_out} steps in the middle are left out)" if left_out else ""
+    if payload.get("is_restored"):
+        tail += "\n(from before the daemon's start: only what signed messages prove is left of its steps)"
     return f"{head}\n\n{columns(('AFTER', 'STEP', 'PEER', ''), rows)}{tail}"
 
 

@@ -19,7 +19,7 @@ from node.errors import KnownContractError, LedgerError
 from node.ledger.audit import Audit, audit_file
 from node.ledger.books import ListedEntry, PeerAccount, count_proofs, entries_after, peer_accounts, proofs
 from node.ledger.disk import Disk, FileDisk
-from node.ledger.entries import ContractRow, Entry, StoredMessage, StoredProof, Totals
+from node.ledger.entries import ContractRow, Entry, Role, StoredMessage, StoredProof, Totals
 from node.ledger.health import DiskHealth, is_of_disk
 from node.ledger.settlement import (
     ListedStatement,
@@ -31,6 +31,7 @@ from node.ledger.settlement import (
 )
 from node.ledger.standing import Standings, standings
 from node.ledger.store import LedgerStore
+from node.ledger.timelines import Timeline, read_timeline
 from protocol.envelope import Envelope
 from protocol.equivocation import Proof
 from protocol.identity import peer_id_to_text
@@ -167,6 +168,14 @@ class Ledger:
     async def contracts(self, limit: int) -> list[ContractRow]:
         """Return the newest contracts first."""
         return await self._read(lambda: self._store.contracts(limit))
+
+    async def timelines(self, role: Role, limit: int) -> list[Timeline]:
+        """Return what the books prove of the newest contracts in which we had ``role``, the oldest first."""
+
+        def read() -> list[Timeline]:
+            return [read_timeline(self._store.db, row) for row in self._store.contracts(limit, role=role)][::-1]
+
+        return await self._read(read)
 
     async def messages(self, prefix: str) -> tuple[ContractRow, list[StoredMessage]] | None:
         """Return the one contract whose id begins with these hex digits, and its messages."""

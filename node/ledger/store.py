@@ -164,11 +164,12 @@ class LedgerStore:
         )
         return proof if done.rowcount else None
 
-    def contracts(self, limit: int) -> list[ContractRow]:
-        """Return the newest contracts first."""
+    def contracts(self, limit: int, *, role: Role | None = None) -> list[ContractRow]:
+        """Return the newest contracts first; with ``role`` those in which this node had it."""
         found = self.db.execute(
-            f"SELECT {_CONTRACT_COLUMNS} FROM contract ORDER BY at_ms DESC, contract_id LIMIT ?",  # noqa: S608 - constants only
-            (limit,),
+            f"SELECT {_CONTRACT_COLUMNS} FROM contract WHERE ?1 IS NULL OR role = ?1"  # noqa: S608 - constants only
+            " ORDER BY at_ms DESC, contract_id LIMIT ?2",
+            (role, limit),
         )
         return [_row(fields) for fields in found]
 

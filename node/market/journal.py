@@ -4,7 +4,7 @@ Times, peers, codes, money and counts of tokens; never a prompt or an answer. Th
 same are the ledger's. Orders and sales have a ring each: no customer can push our own orders out of sight.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final, Literal, TypeAlias, TypeVar
@@ -116,6 +116,8 @@ class JobRecord:
     steps: list[Step] = field(default_factory=list)
     steps_left_out: int = 0
     """After the first ``STEPS_FIRST``, when there were too many."""
+    is_restored: bool = False
+    """Read from the ledger after a restart: of its steps only those that signed messages prove."""
 
     followers: list["Follower"] = field(default_factory=list, repr=False, compare=False)
     """Told after each step, and at the end; the journal sets them."""
@@ -255,6 +257,13 @@ class Journal:
         self._sales[contract_id] = record
         record.followers = self._followers
         record.tell()
+        _forget(self._sales)
+
+    def restore(self, orders: Iterable[JobRecord], sales: Iterable[JobRecord]) -> None:
+        """Take over jobs that were over before this daemon's start, the oldest first; nobody is told of them."""
+        self._orders |= {record.job_id: record for record in orders}
+        self._sales |= {record.contract_id: record for record in sales if record.contract_id is not None}
+        _forget(self._orders)
         _forget(self._sales)
 
     def bought_moved(self, job_id: JobId, peer_id: PeerId, state: RequesterState, at_ms: UnixMs) -> None:

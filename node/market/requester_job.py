@@ -82,7 +82,7 @@ class RequesterJob:
         self._untold: tuple[Signed[SignedMessage], Signed[Voucher]] | None = None
         """The last meter and its voucher, until that was sent."""
         self._vouchers: list[Signed[Voucher]] = []
-        self._unstored: list[Signed[SignedMessage]] = []
+        self._unstored: list[Entry] = []
         """Heard, and written with whatever is signed next: nothing that was said rests on it before."""
         self._heard: Signed[SignedMessage] | None = None
         self._salt = b""
@@ -279,7 +279,7 @@ class RequesterJob:
             contract.message_id, contract.message, salt=self._salt, tokens_in=accept.tokens_in
         )
         self._move(RequesterEvent.ACCEPT_CAME)
-        self._unstored.append(answer)
+        self._unstored.append(self._entry(answer, contract.message_id))
         await self._emit(
             Contracted(
                 peer_id=self.peer_id,
@@ -477,11 +477,9 @@ class RequesterJob:
     async def _store(self, *signed: Signed[SignedMessage]) -> None:
         """Write messages and where the contract stands: before anything is sent."""
         contract = self._contract()
-        unstored, self._unstored = self._unstored, []
-        entries = [
-            self._entry(it, None if isinstance(it.message, Quote) else contract.message_id)
-            for it in (*unstored, *signed)
-        ]
+        entries, self._unstored = self._unstored, []
+        for it in signed:
+            entries.append(self._entry(it, None if isinstance(it.message, Quote) else contract.message_id))
         account = self._account
         row = ContractRow(
             contract_id=contract.message_id,

@@ -72,6 +72,7 @@ async def test_timeline_has_its_golden_shape(nursery: trio.Nursery) -> None:
             },
         ],
         "steps_left_out": 0,
+        "is_restored": False,
     }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Sentences from timelines: what is said, and what is left unsaid."""
 
+from msgspec.structs import replace
+
 from node.api.job_views import Finding, JobTrace, StepView
 from node.api.views import JobView
 from node.api.why_job import why_job
@@ -30,6 +32,11 @@ def test_nothing_is_found_when_a_job_went_well() -> None:
     assert answer.summary == (
         "The job (bought) went well: 40 tokens in 3.0 s, the first after 700 ms, for 1,200 µc."
     )
+
+
+def test_nothing_is_claimed_of_a_job_from_before_a_restart() -> None:
+    shown = replace(trace(("contracted", 50), ("done", 900)), is_restored=True)
+    assert "is lost" in found(shown)["restored"].message
 
 
 def test_open_job_names_its_last_step() -> None:

@@ -63,6 +63,14 @@ def test_timeline_is_told_step_by_step(daemon: FakeDaemon) -> None:
     assert "4 steps in the middle are left out" in out
 
 
+def test_timeline_says_that_finer_steps_are_lost_when_the_job_is_from_before_a_restart(daemon: FakeDaemon) -> None:
+    lost = "only what signed messages prove is left"
+    daemon.answer(f"GET /api/v1/jobs/{JOB}", TRACE | {"is_restored": True})
+    assert lost in souk("job", "show", JOB).out
+    daemon.answer(f"GET /api/v1/jobs/{JOB}", TRACE)
+    assert lost not in souk("job", "show", JOB).out
+
+
 def test_timeline_is_one_step_a_line_when_lines_are_wanted(daemon: FakeDaemon) -> None:
     daemon.answer(f"GET /api/v1/jobs/{JOB}", TRACE)
     lines = souk("job", "show", JOB, "-o", "jsonl").out.splitlines()

@@ -32,6 +32,7 @@ function Timeline({ trace }) {
       </li>`,
     )}
     ${trace.steps_left_out > 0 && html`<li class="more">${trace.steps_left_out} steps are left out of the middle</li>`}
+    ${trace.is_restored && html`<li class="more">From before the daemon's start: finer steps are lost</li>`}
   </ol>`;
 }
 
