@@ -35,17 +35,17 @@ def completion(options: Globals, shell: str) -> int:
     return Exit.DONE
 
 
-def complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_model(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the names of models that begin so, for ``shell_complete``; nothing when no daemon answers."""
     with contextlib.suppress(CliError, OSError):
-        models = find_daemon(Globals()).get("/api/v1/models", wait_s=COMPLETION_S)["models"]
+        models = find_daemon(ctx.ensure_object(Globals)).get("/api/v1/models", wait_s=COMPLETION_S)["models"]
         return [model["name"] for model in models if model["name"].startswith(incomplete)]
     return []
 
 
-def complete_job(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids of recent jobs that begin so, for ``shell_complete``."""
     with contextlib.suppress(CliError, OSError):
-        jobs = find_daemon(Globals()).get("/api/v1/jobs?limit=50", wait_s=COMPLETION_S)["jobs"]
+        jobs = find_daemon(ctx.ensure_object(Globals)).get("/api/v1/jobs?limit=50", wait_s=COMPLETION_S)["jobs"]
         return [job["job_id"] for job in jobs if job["job_id"].startswith(incomplete)]
     return []
