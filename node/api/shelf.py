@@ -33,6 +33,8 @@ class Shelf:
 
     def __init__(self, devices: Devices, store: ModelStore, holds: Holds) -> None:
         self._devices, self._store, self._holds = devices, store, holds
+        # What is served and what is held change together: else two take one model, and one hold is never released.
+        self._holding = trio.Lock()
 
     async def load(self, name: str) -> ServedModel:
         """Serve a model of the store from now on.
@@ -48,7 +50,7 @@ class Shelf:
             served = await self._devices.load(stored.model_id)
         except ExecutionError as exc:
             raise _told(exc) from exc
-        await trio.to_thread.run_sync(self._holds.take, (stored.model_id,))
+        await self.hold_served()
         return served
 
     async def unload(self, name: str) -> None:
@@ -66,19 +68,21 @@ class Shelf:
             names = ", ".join(sorted(served.values())) or "nothing"
             message = f"expected one model called {name!r}, got {len(found)}; this node serves {names}"
             raise ApiError(message, status=404, code="model_not_found", param="model")
-        try:
-            await self._devices.unload(found[0])
-        except ExecutionError as exc:
-            raise _told(exc) from exc
-        self._holds.release(found[0])
+        async with self._holding:
+            try:
+                await self._devices.unload(found[0])
+            except ExecutionError as exc:
+                raise _told(exc) from exc
+            self._holds.release(found[0])
 
     async def hold_served(self) -> None:
         """Hold everything that is served now. What a worker that is restarting had stays held."""
         held: set[ModelId] | None = None
-        # Looked at once more after each wait: nothing that came meanwhile is missed.
-        while held != (served := {model.model_id for model in self._devices.models()}):
-            await trio.to_thread.run_sync(self._holds.take, served)
-            held = served
+        async with self._holding:
+            # Looked at once more after each wait: nothing that came meanwhile is missed.
+            while held != (served := {model.model_id for model in self._devices.models()}):
+                await trio.to_thread.run_sync(self._holds.take, served)
+                held = served
 
 
 def _told(exc: ExecutionError) -> ApiError:

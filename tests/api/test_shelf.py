@@ -1,7 +1,11 @@
+import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
 
 from node.api.errors import ApiError
 from node.api.shelf import Shelf
@@ -67,6 +71,36 @@ async def test_what_the_start_loaded_is_held(shelf: Shelf, model: StoredModel, d
     devices.served.clear()  # the worker is being restarted
     await shelf.hold_served()
     assert is_held(model.folder)
+
+
+async def test_model_is_held_once_when_the_daemon_looks_while_it_is_loaded(
+    model: StoredModel, devices: FakeDevices
+) -> None:
+    entered, go = threading.Event(), threading.Event()
+
+    inside: list[int] = []
+
+    class SlowHolds(Holds):
+        def take(self, models: Iterable[ModelId]) -> None:
+            inside.append(len(inside))
+            entered.set()
+            assert go.wait(5)
+            super().take(models)
+            inside.pop()
+
+    root = model.folder.parent
+    shelf = Shelf(devices, ModelStore(root), SlowHolds(root))
+    await devices.load(model.model_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shelf.hold_served)
+        await trio.to_thread.run_sync(entered.wait)
+        nursery.start_soon(shelf.load, "tiny")
+        # The load looks its name up in a thread, and comes to the holds then.
+        await wait_all_tasks_blocked(0.05)
+        assert inside == [0]
+        go.set()
+    await shelf.unload("tiny")
+    assert not is_held(model.folder)
 
 
 async def test_unknown_names_are_answered_with_what_there_is(shelf: Shelf) -> None:
