@@ -23,6 +23,7 @@ from node.execution.memory_plan import FIXED_BYTES, device_budget
 from node.execution.model_fit import LocalModel
 from node.execution.quarantine import Quarantine
 from node.execution.spawn import WorkerLimits
+from node.execution.watchdog import resident_bytes
 from node.execution.worker_process import WorkerProcess
 from node.execution.worker_state import Life, Spare, WorkerState
 from protocol.units import ModelId
@@ -287,7 +288,11 @@ class DeviceWorker:
     def _memory_bytes_max(self) -> int:
         """Return what a worker may hold of this machine's memory: its part, or what is free of it."""
         cpu, config = read_cpu(), self._setup.config
-        found = min(cpu.memory_free_bytes, cpu.memory_total_bytes * config.memory_percent // 100)
+        free = cpu.memory_free_bytes
+        if self._serving is not None and self._serving.process.pid is not None:
+            # A spare is born beside the worker in whose place it will be: what that one holds is free by then.
+            free += resident_bytes(self._serving.process.pid) or 0
+        found = min(free, cpu.memory_total_bytes * config.memory_percent // 100)
         if self._setup.choice.kind == "cpu" and config.memory_bytes_max:
             # A tenth more than is planned for: arithmetic knows no allocator.
             found = min(found, config.memory_bytes_max * 11 // 10)

@@ -8,6 +8,7 @@ How fast jobs really ran is kept beside, in memory only: the advert promises wha
 import json
 import logging
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -61,7 +62,8 @@ class Measurements:
         """Keep everything. Blocks; a disk that refuses costs the next start its seconds, no more."""
         if self._path is None:
             return
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        # Several devices may be through with loading at once, each in a thread.
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             temporary.write_text(json.dumps(msgspec.to_builtins(self._devices), indent=1) + "\n", "utf-8")
             temporary.replace(self._path)

@@ -4,10 +4,14 @@ What memory there is and what a model takes of it is ``node.execution``'s arithm
 to a peer, with what would have been taken.
 """
 
+import logging
+
 from node.errors import ExecutionError, JobRefusedError
 from node.execution.interface import ServedModel
 from node.market.admission import RETRY_MS, Refused
 from protocol.errors import DeclineCode
+
+log = logging.getLogger(__name__)
 
 _CODES = {
     "model_unknown": DeclineCode.MODEL_UNKNOWN,
@@ -45,7 +49,9 @@ def refused_by(fault: ExecutionError, model: ServedModel) -> Refused:
         case ExecutionError(code="memory"):
             return Refused(DeclineCode.MEMORY, f"the device has no room for {model.name} now")
         case _:
-            return Refused(DeclineCode.FAILED, f"the worker is not available: {fault}")
+            # Not the fault's own text: it may say where our files lie. It stands in our log.
+            log.warning("job not prepared", extra={"code": fault.code, "cause": str(fault)})
+            return Refused(DeclineCode.FAILED, f"the worker is not available: {fault.code}")
 
 
 def _too_long(model: ServedModel) -> DeclineCode:

@@ -100,6 +100,7 @@ async def test_order_fails_when_there_is_no_room_for_the_model(world: World) -> 
         (ExecutionError("in the way", code="model_busy"), WHOLE, DeclineCode.BUSY),
         (ExecutionError("too big", code="memory"), WHOLE, DeclineCode.MEMORY),
         (ExecutionError("gone", code="worker_died"), WHOLE, DeclineCode.FAILED),
+        (ExecutionError("FileNotFoundError: '/home/me/x'", code="load"), WHOLE, DeclineCode.FAILED),
     ],
 )
 def test_fault_of_the_worker_is_told_to_a_peer(
@@ -107,4 +108,5 @@ def test_fault_of_the_worker_is_told_to_a_peer(
 ) -> None:
     refused = refused_by(fault, model)
     assert refused.code is code
+    assert "/home" not in str(refused)
     assert refused.tokens_max == (fault.tokens_out_max if isinstance(fault, JobRefusedError) else None)

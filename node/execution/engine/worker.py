@@ -27,6 +27,7 @@ from node.execution.engine.score import Verdict
 from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
+    FRAME_BYTES_MAX,
     Cancel,
     DeviceMeasured,
     Failed,
@@ -46,8 +47,11 @@ from node.execution.frames import (
     Unload,
     Unloaded,
 )
+from protocol import limits
 
 EXIT_FAULT: Final = 1
+# A step of a GPU embeds thousands of short texts, whose vectors together are longer than a frame may be.
+_PIECES_PER_FRAME: Final = FRAME_BYTES_MAX // (2 * limits.DATA_FRAME_BYTES_MAX)
 
 Held: TypeAlias = HeldPrompt | HeldItems
 Work: TypeAlias = Load | Unload | Held | Start | Cancel | MeasureDevice | Measure | HeldScore
@@ -97,7 +101,8 @@ class Worker:
             for piece in pieces:
                 if piece.finish is not None:
                     self._owner.pop(piece.request, None)
-            self.link.send(Step(pieces=pieces))
+            for first in range(0, max(1, len(pieces)), _PIECES_PER_FRAME):
+                self.link.send(Step(pieces=pieces[first : first + _PIECES_PER_FRAME]))
             if isinstance(served, ServedModel) and (verdict := served.step_score(alone=alone)):
                 self._owner.pop(verdict.request, None)
                 self.link.send(_scored(verdict))

@@ -5,6 +5,7 @@ import torch
 
 from node.execution.engine.worker import Worker
 from node.execution.frames import (
+    FRAME_BYTES_MAX,
     Cancel,
     Failed,
     FromWorker,
@@ -16,8 +17,11 @@ from node.execution.frames import (
     Prepared,
     Start,
     Step,
+    StepPiece,
     ToWorker,
+    encode_frame,
 )
+from protocol import limits
 from protocol.task import ChatMessage
 
 MODEL = b"m" * 32
@@ -78,6 +82,25 @@ def run(folder: Path, frames: list[ToWorker], *, steps: int) -> ScriptedLink:
     with pytest.raises(EnoughError):
         worker.run()
     return link
+
+
+class Lavish:
+    """A model of whose step every piece is as long as one may be."""
+
+    idle, has_jobs = False, True
+
+    def step(self) -> list[StepPiece]:
+        result = bytes(limits.DATA_FRAME_BYTES_MAX)
+        return [StepPiece(request=it, tokens=(), text="", finish=None, result=result) for it in range(200)]
+
+
+def test_worker_cuts_what_a_step_gave_into_frames_that_travel() -> None:
+    link = ScriptedLink([], steps=1000)
+    worker = Worker(link, torch.device("cpu"))
+    worker._models[MODEL] = Lavish()
+    worker._step()
+    assert [request for step in link.steps() for request, _ in step] == list(range(200))
+    assert all(len(encode_frame(frame)) <= FRAME_BYTES_MAX for frame in link.sent)
 
 
 def test_worker_gives_the_slot_of_a_cancelled_job_to_the_next(tiny_folder: Path) -> None:
