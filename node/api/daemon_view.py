@@ -131,6 +131,7 @@ class DaemonView:
                     name=found[0].name,
                     model_id=model_id.hex(),
                     local=model_id in local,
+                    tasks=tuple(sorted({offer.task for offer in found})),
                     peers=peers.get(model_id, 0),
                     context_tokens=max(offer.context_tokens for offer in found),
                     price_in=min(offer.prices.tokens_in for offer in found),

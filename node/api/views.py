@@ -154,6 +154,8 @@ class ModelView(View, frozen=True, kw_only=True):
     price_in: int
     price_out: int
     tokens_per_s: float
+    tasks: tuple[str, ...]
+    """What it does: generate, embed, classify or vad; all but the first take ``forward`` as well."""
     delivered_tokens_per_s: float | None = None
     """What jobs on our own devices really got; None before the first."""
 

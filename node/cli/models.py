@@ -235,6 +235,7 @@ def _models_table(payload: Payload) -> str:
         [
             model.get("name"),
             short(model.get("model_id")),
+            ", ".join(model.get("tasks") or ()) or "-",
             "yes" if model.get("local") else "no",
             model.get("peers"),
             model.get("context_tokens"),
@@ -245,7 +246,7 @@ def _models_table(payload: Payload) -> str:
         ]
         for model in payload["models"]
     ]
-    return columns(("MODEL", "ID", "HERE", "PEERS", "CONTEXT", "IN", "OUT", "TOK/S", "DELIVERED"), rows)
+    return columns(("MODEL", "ID", "TASK", "HERE", "PEERS", "CONTEXT", "IN", "OUT", "TOK/S", "DELIVERED"), rows)
 
 
 def _verified_table(payload: Payload) -> str:

@@ -234,6 +234,7 @@ class FixedView:
                 context_tokens=64,
                 price_in=1,
                 price_out=2,
+                tasks=("generate",),
                 tokens_per_s=3.5,
             )
         ]

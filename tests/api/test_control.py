@@ -80,6 +80,7 @@ SHAPES = [
                     "local": True,
                     "peers": 2,
                     "tokens_per_s": 3.5,
+                    "tasks": ["generate"],
                     "delivered_tokens_per_s": None,
                 }
             ],

@@ -12,14 +12,14 @@ from tests.execution.tiny_model import write_tiny_model
 
 MODEL = {
     "name": "smol", "model_id": "ab" * 32, "local": False, "peers": 2, "context_tokens": 2048, "price_in": 200_000,
-    "price_out": 800_000, "tokens_per_s": 41.5,
+    "price_out": 800_000, "tokens_per_s": 41.5, "tasks": ["embed"],
 }  # fmt: skip
 
 
 def test_models_of_the_network_are_listed_by_the_daemon(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/models", {"schema": 1, "models": [MODEL]})
     out = souk("models").out
-    for part in ("smol", "abababababab", "no", "2,048", "800,000", "41.5"):
+    for part in ("smol", "embed", "abababababab", "no", "2,048", "800,000", "41.5"):
         assert part in out
 
 

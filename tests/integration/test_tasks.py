@@ -176,6 +176,12 @@ def bought(network: Network, task: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def test_buyer_sees_what_each_model_does(network: Network) -> None:
+    _, found = call(network.nodes[-1], "GET", "/api/v1/models")
+    tasks = {model["name"]: model["tasks"] for model in found["models"]}
+    assert tasks == {EMBED_MODEL: ["embed"], CLASSIFY_MODEL: ["classify"], VAD_MODEL: ["vad"]}
+
+
 def test_images_get_names_over_a_contract_between_daemons(network: Network) -> None:
     images = [
         {"width": it.width, "height": it.height, "rgb": base64_of(it.rgb)} for it in (picture(0), picture(3))
