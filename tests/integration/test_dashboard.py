@@ -182,7 +182,7 @@ def test_three_tabs_cost_the_node_little_and_nothing_is_left_when_they_close(
         after = process.cpu_times()
     share = (after.user + after.system - before.user - before.system) / beats
     figure("dashboard: three tabs, of one core", f"{share:.1%} over {beats} s, the node's own rest included")
-    assert share < 0.2, "a tab must not burn the machine: the figure is 3 %, idle daemons and noise included"
+    assert share < 0.03
     deadline = time.monotonic() + WAIT_MS / 1000
     while process.num_fds() > files:
         assert time.monotonic() < deadline, f"{process.num_fds()} files are open, {files} were before the tabs"
