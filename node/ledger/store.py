@@ -77,7 +77,7 @@ class LedgerStore:
             self._last_hash = None
 
     def write(
-        self, entries: Iterable[Entry], rows: Iterable[ContractRow], *, new: Iterable[MessageId] = ()
+        self, entries: Iterable[Entry], rows: Iterable[ContractRow], *, new: Collection[MessageId] = ()
     ) -> list[Proof]:
         """Append entries and replace rows in one transaction; durable when this returns.
 
@@ -88,6 +88,9 @@ class LedgerStore:
         made: list[Proof] = []
         self.db.execute("BEGIN IMMEDIATE")
         try:
+            if len(set(new)) < len(new):
+                # Two postings of one batch: alone, the second one finds the first.
+                raise KnownContractError(f"{self._path}: a contract was entered twice at once")
             for contract_id in new:
                 if self.knows(contract_id):
                     raise KnownContractError(f"{self._path}: contract {contract_id.hex()} was entered before")
