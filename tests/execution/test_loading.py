@@ -45,6 +45,7 @@ class ScriptedProcess:
     asked: list[str] = field(default_factory=list)
     may_answer: trio.Event = field(default_factory=trio.Event)
     number = 1
+    _heard: trio.Event = field(default_factory=trio.Event)
 
     def open_request(self, events_max: int, **_: object) -> "ScriptedProcess":
         return self
@@ -56,6 +57,13 @@ class ScriptedProcess:
 
     async def send(self, frame: ToWorker) -> None:
         self.asked.append(type(frame).__name__)
+        self._heard.set()
+        self._heard = trio.Event()
+
+    async def wait_asked(self, count: int) -> None:
+        """Return once so many frames have come: what runs in a thread counts as blocked, too."""
+        while len(self.asked) < count:
+            await self._heard.wait()
 
     async def receive(self) -> object:
         frame = self.asked[-1]
@@ -145,16 +153,13 @@ async def test_second_order_to_load_a_model_waits_until_it_was_measured(
     device = Device(models=1)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(device.models.load, Model("a"))
-        await trio.testing.wait_all_tasks_blocked()
-        measuring = trio.Event()
-        device.process.may_answer.set()
-        device.process.may_answer = measuring
-        await trio.testing.wait_all_tasks_blocked()
-        assert device.process.asked == ["Load", "Measure"]
+        await device.process.wait_asked(1)
+        loaded, measured = device.process.may_answer, trio.Event()
+        device.process.may_answer = measured
+        loaded.set()
+        await device.process.wait_asked(2)
         nursery.start_soon(device.models.load, Model("a"))
-        try:
-            await trio.testing.wait_all_tasks_blocked()
-        finally:
-            measuring.set()
+        await trio.testing.wait_all_tasks_blocked()
+        measured.set()
     assert device.process.asked == ["Load", "Measure"]
     assert [model.tokens_per_s_milli for model in device.models.served] == [7]
