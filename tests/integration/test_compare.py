@@ -9,7 +9,8 @@ import pytest
 
 from tests.integration.paced_model import NAME, write_paced_store
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+# The runner's own tests (tests/testnet/test_compare*.py, tests/cli/test_compare.py) are the short twin.
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.deep]
 
 
 def test_compare_shows_that_the_mesh_answers_when_a_node_dies(
