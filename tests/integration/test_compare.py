@@ -9,7 +9,7 @@ import pytest
 
 from tests.integration.paced_model import NAME, write_paced_store
 
-# The runner's own tests (tests/testnet/test_compare*.py, tests/cli/test_compare.py) are the short twin.
+# The short twin: workload and figures in tests/testnet, the command in tests/cli.
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.deep]
 
 
