@@ -86,11 +86,6 @@ class Events:
         self._made_at = -PERIOD_S
         self._event = b""
 
-    @property
-    def watchers(self) -> int:
-        """Open streams."""
-        return self._watchers
-
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         if self._watchers >= WATCHERS_MAX:
             raise ApiError(

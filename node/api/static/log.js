@@ -12,7 +12,9 @@ export function Log({ snapshot }) {
   const [problem, setProblem] = useState(null);
   useEffect(() => {
     const after = lines.at(-1)?.number ?? 0;
-    if (snapshot.log_number <= after) return;
+    // A daemon that was started again counts anew.
+    if (snapshot.log_number < after) return setLines([]);
+    if (snapshot.log_number === after) return;
     request("GET", `/api/v1/logs?after=${after}&limit=${LINES}`).then(
       (answer) => {
         setLines((now) => [...now, ...answer.lines.filter((it) => it.number > (now.at(-1)?.number ?? 0))].slice(-LINES));
@@ -20,7 +22,7 @@ export function Log({ snapshot }) {
       },
       (error) => setProblem(error.message),
     );
-  }, [snapshot.log_number]);
+  }, [snapshot.log_number, lines.length === 0]);
   const shown = lines.filter((it) => LEVELS.indexOf(it.level) >= LEVELS.indexOf(level));
   return html`<section class="panel"><h2>Log</h2>
     <label class="filter">From level

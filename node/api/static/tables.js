@@ -40,8 +40,9 @@ function Table({ columns, rows, empty, label }) {
     : [...rows];
   if (order.column !== null) {
     const { value } = columns[order.column];
-    const compare = (a, b) => ((value(a) ?? -1) < (value(b) ?? -1) ? -1 : 1) * (order.down ? -1 : 1);
-    found.sort(compare);
+    const way = order.down ? -1 : 1;
+    const rank = (row) => value(row) ?? -1;
+    found.sort((a, b) => way * (Number(rank(a) > rank(b)) - Number(rank(a) < rank(b))));
   }
   if (!rows.length) return html`<p class="empty">${empty}</p>`;
   const head = (column, i) => {
