@@ -21,6 +21,7 @@ from node.cli.exits import Exit
 from node.cli.init import PROFILES
 from node.config import Config
 from node.config_file import PREFIX, load_config, setting_types
+from node.market.order import UnfitInputError
 from protocol.errors import DeclineCode
 from tests.test_configs import known_metrics
 
@@ -273,6 +274,7 @@ def test_use_lists_every_error_of_the_api() -> None:
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("ApiError", "bad_request"):
                 named = (it.value for it in call.keywords if it.arg == "code")
                 expected |= {str(value.value) for value in named if isinstance(value, ast.Constant)}
+    expected |= {error.code for error in UnfitInputError.__subclasses__()}
     listed = {name for row in table("docs/use.md", "status") for name in code(row[1])}
     assert listed == expected - UNLISTED_API_CODES
 

@@ -14,7 +14,7 @@ from node.api.intake import Admission, read_body
 from node.api.orders import item_order
 from node.api.relay import run_order, souk_block
 from node.api.services import Services
-from node.market.order import Finished, JobEvent, Order, Output, PromptTooLongError
+from node.market.order import Finished, JobEvent, Order, Output
 from protocol import limits
 from protocol.task import pack_tokens
 from protocol.tasks.embed import EmbedInput, EmbedOutput, unpack_vector
@@ -72,10 +72,7 @@ class EmbeddingsEndpoint:
             except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
                 raise to_bad_request(exc) from exc
             teller = _Vectors(request)
-            try:
-                await run_order(self._services.market, _to_order(request), teller, receive)
-            except PromptTooLongError as exc:
-                raise bad_request(str(exc), param="input", code="context_length_exceeded") from exc
+            await run_order(self._services.market, _to_order(request), teller, receive, input_field="input")
             assert teller.body is not None
             response = json_response(teller.body)
         await response(scope, receive, send)

@@ -18,7 +18,7 @@ from node.market.order import (
     OrderCancelledError,
     OrderError,
     PassedOver,
-    PromptTooLongError,
+    UnfitInputError,
     UnknownModelError,
     WrongTaskError,
 )
@@ -114,6 +114,11 @@ def unknown_model(exc: UnknownModelError) -> ApiError:
     )
 
 
+def unfit_input(exc: UnfitInputError, *, param: str | None) -> ApiError:
+    """Return the answer to a request whose input the model cannot take; ``param`` is the field that it came in."""
+    return bad_request(str(exc), param=param, code=exc.code)
+
+
 def to_api_error(exc: NodeError) -> ApiError:
     """Return what the client is told about a fault of the market, the network or this node."""
     match exc:
@@ -133,8 +138,8 @@ def to_api_error(exc: NodeError) -> ApiError:
             )
         case WrongTaskError():
             return bad_request(str(exc), param="model", code="task_not_served")
-        case PromptTooLongError():
-            return bad_request(str(exc), param="messages", code="context_length_exceeded")
+        case UnfitInputError():
+            return unfit_input(exc, param=None)
         case DeadlineError():
             return ApiError(str(exc), status=504, code="deadline")
         case OrderCancelledError():

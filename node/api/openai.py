@@ -17,7 +17,7 @@ from node.api.bodies import (
 )
 from node.api.dialects import ChatDialect, Dialect, Head, TextDialect
 from node.api.embeddings import Embeddings, EmbeddingsEndpoint, EmbeddingsRequest
-from node.api.errors import ClientGoneError, bad_request, unknown_model
+from node.api.errors import ClientGoneError, unknown_model
 from node.api.intake import Admission, read_body
 from node.api.operations import Operation, Says, get, post
 from node.api.orders import to_order
@@ -26,7 +26,7 @@ from node.api.services import Services
 from node.api.sse import EventStream
 from node.api.views import ModelView
 from node.errors import NodeError
-from node.market.order import Order, PromptTooLongError, UnknownModelError
+from node.market.order import Order, UnknownModelError
 
 
 def openai_routes(services: Services, admission: Admission) -> list[Operation]:
@@ -97,27 +97,20 @@ class Completions:
 
     async def _whole(self, order: Order, head: Head, receive: Receive) -> Response:
         answer = WholeAnswer(self._dialect, head)
-        try:
-            await run_order(self._services.market, order, answer, receive)
-        except PromptTooLongError as exc:
-            raise self._too_long(exc) from exc
+        await run_order(self._services.market, order, answer, receive, input_field=self._dialect.input_field)
         assert answer.body is not None
         return json_response(answer.body, headers=answer.headers)
 
     async def _stream(self, order: Order, answer: StreamedAnswer, receive: Receive) -> None:
         try:
-            await run_order(self._services.market, order, answer, receive)
+            await run_order(self._services.market, order, answer, receive, input_field=self._dialect.input_field)
         except NodeError as exc:
-            error = self._too_long(exc) if isinstance(exc, PromptTooLongError) else exc
             if not answer.started:
-                raise error from exc
-            if not isinstance(error, ClientGoneError):
-                await answer.fail(error)
+                raise
+            if not isinstance(exc, ClientGoneError):
+                await answer.fail(exc)
         else:
             await answer.end()
-
-    def _too_long(self, exc: PromptTooLongError) -> NodeError:
-        return bad_request(str(exc), param=self._dialect.input_field, code="context_length_exceeded")
 
 
 def _entry(view: ModelView) -> ModelEntry:

@@ -13,7 +13,7 @@ from starlette.types import Receive
 
 from node.api.bodies import SoukBlock, Usage
 from node.api.dialects import Dialect, Head
-from node.api.errors import to_api_error
+from node.api.errors import to_api_error, unfit_input
 from node.api.intake import run_unless_gone
 from node.api.services import Market
 from node.api.sse import DONE, KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event_bytes
@@ -27,6 +27,7 @@ from node.market.order import (
     Output,
     PassedOver,
     Quoted,
+    UnfitInputError,
 )
 from protocol.identity import peer_id_to_text
 from protocol.task import FinishReason
@@ -155,10 +156,11 @@ class StreamedAnswer:
         await self._stream.write(event_bytes(chunk))
 
 
-async def run_order(market: Market, order: Order, teller: Teller, receive: Receive) -> None:
+async def run_order(market: Market, order: Order, teller: Teller, receive: Receive, *, input_field: str) -> None:
     """Have ``order`` carried out and every event told; a client that leaves cancels it at once.
 
     Raises:
+        ApiError: the input is at fault, which came in ``input_field``.
         NodeError: what the market raised.
         ClientGoneError: the client left first.
     """
@@ -166,8 +168,11 @@ async def run_order(market: Market, order: Order, teller: Teller, receive: Recei
     async def follow() -> bool:
         return await _follow(market, order, teller)
 
-    # The market's promise, seen from our side of the border: without an error, the end was told.
-    assert await run_unless_gone(receive, follow)
+    try:
+        # The market's promise, seen from our side of the border: without an error, the end was told.
+        assert await run_unless_gone(receive, follow)
+    except UnfitInputError as exc:
+        raise unfit_input(exc, param=input_field) from exc
 
 
 async def _follow(market: Market, order: Order, teller: Teller) -> bool:

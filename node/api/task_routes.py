@@ -5,7 +5,6 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.answers import json_response
 from node.api.bodies import to_bad_request
-from node.api.errors import bad_request
 from node.api.intake import Admission, read_body
 from node.api.operations import Operation, Says, post
 from node.api.orders import item_order
@@ -25,7 +24,7 @@ from node.api.task_bodies import (
     VadRequest,
 )
 from node.api.tasks import input_field, to_answer, to_task_input
-from node.market.order import Finished, JobEvent, Output, PromptTooLongError
+from node.market.order import Finished, JobEvent, Output
 from protocol.tasks.registry import CLASSIFY, EMBED, FORWARD, VAD, ItemOutput
 
 
@@ -61,10 +60,7 @@ class TaskEndpoint:
             field = input_field(request)
             order = item_order(request.model, to_task_input(request), request.souk, param=field)
             teller = _Outputs(request)
-            try:
-                await run_order(self._services.market, order, teller, receive)
-            except PromptTooLongError as exc:
-                raise bad_request(str(exc), param=field, code="context_length_exceeded") from exc
+            await run_order(self._services.market, order, teller, receive, input_field=field)
             assert teller.body is not None
             response = json_response(teller.body)
         await response(scope, receive, send)

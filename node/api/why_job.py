@@ -38,6 +38,7 @@ _ENDS: Final = {
     "no_capacity": "see what each peer said; try again later, or allow more: --max-price, --deadline",
     "deadline": "allow more time: --deadline 20m; or fewer tokens: --max-tokens",
     "context_length_exceeded": "shorten the prompt, or ask for fewer tokens with --max-tokens",
+    "input_refused": "the message has the provider's reason: correct the prompt, or use another model",
     "ledger": "nothing is bought that cannot be written down: souk status says what is wrong with the disk",
     "out_of_memory": "the device was full: shorten the prompt, or lower worker.slots",
     "worker_died": "the worker was started anew: try again; souk doctor checks the device",

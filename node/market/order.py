@@ -153,10 +153,20 @@ class NobodyWillingError(OrderError):
         self.refusals = refusals
 
 
-class PromptTooLongError(OrderError):
+class UnfitInputError(OrderError):
+    """The input is at fault: another provider of the model, or another time, would not help."""
+
+
+class PromptTooLongError(UnfitInputError):
     """The prompt and the answer do not fit the model's context; the message has the limit."""
 
     code = "context_length_exceeded"
+
+
+class InputRefusedError(UnfitInputError):
+    """The model cannot take this input; the message has the provider's reason."""
+
+    code = "input_refused"
 
 
 class JobFailedError(OrderError):

@@ -2,12 +2,26 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
-from node.market.order import JobFailedError, NobodyWillingError, OrderError, PassedOver, PromptTooLongError
+from node.market.order import (
+    InputRefusedError,
+    JobFailedError,
+    NobodyWillingError,
+    OrderError,
+    PassedOver,
+    PromptTooLongError,
+    UnfitInputError,
+)
 from node.market.purchase import AnswerLog, Purchase
 from protocol.errors import DeclineCode
 from protocol.task import GENERATE
 from protocol.units import PeerId
+
+_UNFIT: Final[dict[str, type[UnfitInputError]]] = {
+    DeclineCode.CONTEXT_EXCEEDED: PromptTooLongError,
+    DeclineCode.INPUT: InputRefusedError,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,19 +53,21 @@ def counter_offer(purchase: Purchase, refusals: Iterable[PassedOver]) -> Counter
 
 def refusal(code: str, message: str) -> OrderError:
     """Return how an order ends that our own device refuses."""
-    if code == DeclineCode.CONTEXT_EXCEEDED:
-        return PromptTooLongError(message)
-    return JobFailedError(message, code=code)
+    unfit = _UNFIT.get(code)
+    return JobFailedError(message, code=code) if unfit is None else unfit(message)
 
 
 def nobody(answer_log: AnswerLog, refusals: tuple[PassedOver, ...]) -> OrderError:
-    """Name the failure: the answer was cut, the prompt fits nowhere, or nobody wanted the job."""
+    """Name the failure: the answer was cut, the input is at fault, or nobody wanted the job.
+
+    One provider's word that the input is at fault does not count against another that only had no time for it.
+    """
     if answer_log.units:
         last = refusals[-1]
         return JobFailedError(
             f"the answer was cut after {answer_log.units} tokens, nobody is left to go on: {last.message}",
             code=str(last.code),
         )
-    if refusals and all(passed.code == DeclineCode.CONTEXT_EXCEEDED for passed in refusals):
-        return PromptTooLongError(refusals[0].message)
+    if refusals and all(passed.code in _UNFIT for passed in refusals):
+        return _UNFIT[refusals[0].code](refusals[0].message)
     return NobodyWillingError(refusals)

@@ -9,7 +9,14 @@ import pytest
 import trio
 
 from node.api.orders import TEXT_TOKENS_OUT_DEFAULT
-from node.market.order import JobFailedError, NobodyWillingError, Output, PromptTooLongError, UnknownModelError
+from node.market.order import (
+    InputRefusedError,
+    JobFailedError,
+    NobodyWillingError,
+    Output,
+    PromptTooLongError,
+    UnknownModelError,
+)
 from protocol.task import GenerateInput
 from tests.api.fakes import (
     ASKING,
@@ -28,6 +35,7 @@ ERRORS = [
     (UnknownModelError("tiny", ("big",)), openai.NotFoundError, "model_not_found", "model"),
     (NobodyWillingError(()), openai.InternalServerError, "no_capacity", None),
     (PromptTooLongError("64 tokens fit"), openai.BadRequestError, "context_length_exceeded", "prompt"),
+    (InputRefusedError("no tokens"), openai.BadRequestError, "input_refused", "prompt"),
     (JobFailedError("it died", code="worker_died"), openai.InternalServerError, "peer_failed", None),
 ]
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 import trio
 
-from node.market.order import Output, PromptTooLongError, WrongTaskError
+from node.market.order import InputRefusedError, Output, PromptTooLongError, WrongTaskError
 from protocol.task import pack_tokens
 from protocol.tasks.embed import EmbedInput, EmbedOutput
 from tests.api.fakes import ASKING, CONTRACTED, FINISHED, TOKEN, Node, ScriptedMarket, serve_node
@@ -84,6 +84,7 @@ async def test_client_is_told_which_field_is_wrong(nursery: trio.Nursery, fields
     [
         (WrongTaskError("tiny", wanted="embed", offered=("generate",)), "task_not_served"),
         (PromptTooLongError("256 tokens"), "context_length_exceeded"),
+        (InputRefusedError("text 0 has no tokens"), "input_refused"),
     ],
 )
 async def test_client_is_told_why_the_market_refused(nursery: trio.Nursery, error: Exception, code: str) -> None:

@@ -15,6 +15,7 @@ from node.api.services import Services
 from node.config import ApiSection
 from node.market.order import (
     DeadlineError,
+    InputRefusedError,
     JobFailedError,
     NobodyWillingError,
     Output,
@@ -65,6 +66,7 @@ ERRORS = [
         {"refusals": [{"peer": PEER_TEXT, "code": "busy", "message": "8 of 8 slots are taken"}]},
     ),
     (PromptTooLongError("64 tokens fit"), openai.BadRequestError, 400, "context_length_exceeded", None),
+    (InputRefusedError("roles must alternate"), openai.BadRequestError, 400, "input_refused", None),
     (DeadlineError("600 s passed"), openai.InternalServerError, 504, "deadline", None),
     (
         JobFailedError("it died", code="worker_died"),

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import trio
 
-from node.market.order import Output, PromptTooLongError, WrongTaskError
+from node.market.order import InputRefusedError, Output, PromptTooLongError, WrongTaskError
 from protocol import limits
 from protocol.tasks.classify import ClassifyInput, ClassifyOutput, Image, ImageClass
 from protocol.tasks.embed import EmbedInput, EmbedOutput
@@ -153,6 +153,7 @@ async def test_client_is_told_which_field_is_wrong(
     [
         (WrongTaskError("tiny", wanted="vad", offered=("generate",)), "task_not_served", "model"),
         (PromptTooLongError("256 units"), "context_length_exceeded", "samples"),
+        (InputRefusedError("no whole window"), "input_refused", "samples"),
     ],
 )
 async def test_client_is_told_why_the_market_refused(

@@ -11,6 +11,7 @@ from node.market.order import (
     Asking,
     Contracted,
     DeadlineError,
+    InputRefusedError,
     JobEvent,
     JobFailedError,
     NobodyWillingError,
@@ -77,6 +78,28 @@ async def test_failure_names_the_prompt_when_it_fits_nobody(world: World, path: 
     world.introduce(buyer, provider)
     bought = await buy(buyer, order(path=path))
     assert isinstance(bought.error, PromptTooLongError) and "4096 fit" in str(bought.error)
+
+
+@pytest.mark.parametrize("path", ["fast", "quote"])
+async def test_failure_names_the_input_when_every_provider_refuses_it(world: World, path: str) -> None:
+    refused = Script(refusal=JobRefusedError("roles must alternate", code="input"))
+    first, second, buyer = (
+        await seller(world, "p", refused),
+        await seller(world, "q", refused),
+        await world.node("r"),
+    )
+    world.introduce(buyer, first, second)
+    bought = await buy(buyer, order(path=path))
+    assert isinstance(bought.error, InputRefusedError) and "roles must alternate" in str(bought.error)
+
+
+async def test_one_providers_word_on_the_input_does_not_hide_that_another_had_no_room(world: World) -> None:
+    refused = Script(refusal=JobRefusedError("roles must alternate", code="input"))
+    busy = Script(refusal=ExecutionError("models with jobs are in the way", code="model_busy"))
+    first, second = await seller(world, "p", refused), await seller(world, "q", busy)
+    buyer = await world.node("r")
+    world.introduce(buyer, first, second)
+    assert isinstance((await buy(buyer, order(path="quote"))).error, NobodyWillingError)
 
 
 async def test_answer_that_fits_no_context_is_refused_before_anything_is_sent(world: World) -> None:
@@ -204,6 +227,7 @@ async def test_own_model_runs_without_a_contract(world: World) -> None:
             PromptTooLongError,
             "context_length_exceeded",
         ),
+        (Script(refusal=JobRefusedError("no template", code="input")), InputRefusedError, "input_refused"),
         (Script(refusal=WorkerDiedError("gone", code="worker_died")), JobFailedError, "worker_died"),
         (Script(refusal=ExecutionError("full", code="out_of_memory")), JobFailedError, "out_of_memory"),
     ],
