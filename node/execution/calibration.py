@@ -15,7 +15,8 @@ from typing import Any, Final, Protocol
 import trio
 
 from node.errors import ModelError
-from node.execution.interface import Dtype, Executor, Piece, Score, Scorer
+from node.execution.interface import Executor, Piece, Score, Scorer
+from protocol.fields import Dtype
 from protocol.task import GenerateInput, Sampling
 from protocol.units import ModelId
 

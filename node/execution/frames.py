@@ -10,9 +10,8 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from node.execution.interface import Dtype
 from protocol import limits
-from protocol.fields import Task
+from protocol.fields import Dtype, Task
 from protocol.task import ChatMessage, FinishReason
 
 LENGTH_BYTES: Final = 4

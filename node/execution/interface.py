@@ -11,12 +11,10 @@ from typing import Literal, Protocol
 import trio
 
 from node.execution.worker_state import WorkerState
-from protocol.fields import Task
+from protocol.fields import Dtype, Task
 from protocol.task import FinishReason, GenerateInput, GenerateOutput, Sampling
 from protocol.tasks.registry import ItemOutput, TaskInput, TaskOutput
 from protocol.units import ModelId
-
-Dtype = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ step are bounded by the prefill budget and the slots.
 from dataclasses import dataclass, replace
 from typing import Final
 
-from node.execution.interface import Dtype
 from node.execution.shape import DecoderShape
+from protocol.fields import Dtype
 
 SCORE_ROWS: Final = 32
 """Rows of logits that a check (``engine/score.py``) has at once."""

@@ -11,10 +11,9 @@ from node.config import WorkerSection
 from node.errors import ExecutionError
 from node.execution.devices import DeviceChoice
 from node.execution.frames import VllmUse
-from node.execution.interface import Dtype
 from node.execution.memory_plan import MemoryPlan, kv_bytes_per_token, plan_items, plan_model
 from node.execution.shape import read_decoder_shape
-from protocol.fields import Task
+from protocol.fields import Dtype, Task
 from protocol.task import GENERATE
 from protocol.tasks.registry import INPUTS
 from protocol.units import ModelId

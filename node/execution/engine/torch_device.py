@@ -10,7 +10,7 @@ import torch
 
 from node.errors import ExecutionError
 from node.execution.frames import Ready
-from node.execution.interface import Dtype
+from protocol.fields import Dtype
 
 # Without these instructions oneDNN emulates bfloat16, which is slower than float32.
 _BF16_FLAGS: Final = ("avx512_bf16", "amx_bf16", "bf16")

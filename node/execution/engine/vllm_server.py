@@ -25,7 +25,7 @@ from typing import Any, Final, TypeAlias
 import msgspec
 
 from node.errors import ExecutionError, ModelError
-from node.execution.interface import Dtype
+from protocol.fields import Dtype
 
 _DTYPES: Final[dict[Dtype, str]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # It computes with what it finds; nothing is fetched and nothing is reported.
