@@ -20,6 +20,7 @@ VERBS: Final = {
     "drain": ("node.cli.gate:drain", "Take no more jobs of peers; wait until none is left."),
     "resume": ("node.cli.gate:resume", "Take jobs of peers again."),
     "config": ("node.cli.config:config", "Show, check, change and reload the settings."),
+    "reload": ("node.cli.config:reload", "Make the daemon read its configuration again."),
     "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
     "embed": ("node.cli.tasks:embed", "Turn texts into vectors."),
@@ -45,6 +46,7 @@ VERBS: Final = {
     "systemd": ("node.cli.systemd:systemd", "Print a unit file for this installation."),
     "completion": ("node.cli.completion:completion", "Print a shell's completion script."),
     "wire": ("node.cli.wire:wire", "Read messages of the protocol."),
+    "version": ("node.cli.version:version", "Print the version."),
 }
 
 

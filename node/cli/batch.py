@@ -19,7 +19,7 @@ from node.cli.batch_files import Answers, Outcome, Request, check_requests, read
 from node.cli.client import ApiError, Daemon, find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
-from node.cli.output import emit, note
+from node.cli.output import Payload, console, emit, note
 
 # Longer than a job's own deadline in the daemon.
 ANSWER_S: Final = 660.0
@@ -99,7 +99,7 @@ def batch(options: Globals, requests: Path, answers: Path, concurrency: int, ret
     """Ask every line of IN.jsonl and append each answer to OUT.jsonl, in OpenAI's batch format.
 
     A second run asks what has no answer yet, and what failed for a reason that may pass; the last line of a
-    custom_id counts. Ends with 1 when a line failed.
+    custom_id counts. Ends with 1 when a line failed, in this run or in one before.
     """
     ids = check_requests(requests)
     if answers.exists() and answers.samefile(requests):
@@ -110,6 +110,7 @@ def batch(options: Globals, requests: Path, answers: Path, concurrency: int, ret
         if out.mended_bytes:
             note(options, f"{answers}: its last line was cut ({out.mended_bytes} bytes): asked again")
         skipped = sum(custom_id in out.done for custom_id in ids)
+        failed_before = sum(custom_id in out.failed for custom_id in ids)
         if skipped:
             note(options, f"{skipped} of {len(ids)} are done: going on with the other {len(ids) - skipped}")
         asking = Asking(daemon, read_requests(requests, out.done), retry)
@@ -130,12 +131,18 @@ def batch(options: Globals, requests: Path, answers: Path, concurrency: int, ret
         "skipped": skipped,
         "answered": count.answered,
         "failed": count.failed,
+        "failed_before": failed_before,
         "answers": str(answers),
     }
-    emit(
-        options, summary, table=lambda s: f"{s['answered']} answered, {s['failed']} failed, {skipped} done before"
-    )
-    return Exit.FAILED if count.failed else Exit.DONE
+    emit(options, summary, table=_summary_text)
+    return Exit.FAILED if count.failed or failed_before else Exit.DONE
+
+
+def _summary_text(found: Payload) -> str:
+    text = f"{found['answered']} answered, {found['failed']} failed, {found['skipped']} done before"
+    if found["failed_before"]:
+        text += f", {found['failed_before']} of them failed for good: {found['answers']} says why"
+    return text
 
 
 class _Bar:
@@ -176,11 +183,12 @@ def _bar(options: Globals, total: int, done: int) -> Iterator[_Bar]:
     if options.quiet or not sys.stderr.isatty():
         yield _Bar()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     texts = TextColumn("{task.description}")
-    shown = Progress(texts, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True))
+    shown = Progress(
+        texts, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console(options, stderr=True)
+    )
     with shown:
         task = shown.add_task("asking", total=total, completed=done)
 

@@ -99,11 +99,15 @@ def read_requests(path: Path, done: frozenset[str]) -> Iterator[Request]:
 
 
 class Answers:
-    """The output of a batch, open for one run. ``done`` has the ids that need not be asked again."""
+    """The output of a batch, open for one run.
+
+    ``done`` has the ids that need not be asked again, ``failed`` those of them that have no answer.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.done: frozenset[str] = frozenset()
+        self.failed: frozenset[str] = frozenset()
         self.mended_bytes = 0
         self._file: IO[bytes] | None = None
 
@@ -112,7 +116,7 @@ class Answers:
         file = self.path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.done = self._read(file)
+            self._read(file)
         except BlockingIOError as exc:
             file.close()
             raise CliError(f"{self.path}: another souk batch writes to it", Exit.LOCKED) from exc
@@ -133,9 +137,9 @@ class Answers:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _read(self, file: IO[bytes]) -> frozenset[str]:
+    def _read(self, file: IO[bytes]) -> None:
         file.seek(0)
-        done: set[str] = set()
+        done: dict[str, bool] = {}
         whole_bytes = 0
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
@@ -148,9 +152,10 @@ class Answers:
             whole_bytes += len(line)
             outcome = _outcome(self.path, number, line)
             if outcome.is_final:
-                done.add(outcome.custom_id)
+                done[outcome.custom_id] = outcome.is_answered
         file.seek(0, os.SEEK_END)
-        return frozenset(done)
+        self.done = frozenset(done)
+        self.failed = frozenset(custom_id for custom_id, is_answered in done.items() if not is_answered)
 
 
 def _outcome(path: Path, number: int, line: bytes) -> Outcome:

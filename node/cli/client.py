@@ -9,11 +9,14 @@ import json
 import os
 import shlex
 import socket
+import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
+from node.cli.deadline import NO_DEADLINE, Deadline
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals
 from node.home import Home, HomeError
@@ -23,6 +26,7 @@ REQUEST_S: Final = 30.0
 # An answer is bounded by the job's own deadline in the daemon; this bounds a daemon that hangs.
 STREAM_SILENCE_S: Final = 660.0
 BODY_BYTES_MAX: Final = 64 << 20
+READ_BYTES: Final = 1 << 20
 LINE_BYTES_MAX: Final = 1 << 20
 
 EXIT_OF_CODE: Final = {
@@ -82,6 +86,26 @@ class BrokenOffError(CliError):
     """A stream ended before what it promised."""
 
 
+class _Connection(http.client.HTTPConnection):
+    """Keeps its socket, which http.client lets go with the head of an answer that is the last."""
+
+    def __init__(self, host: str, port: int, *, silence_s: float, deadline: Deadline) -> None:
+        super().__init__(host, port, timeout=deadline.left_s(silence_s))
+        self.silence_s = silence_s
+        self._deadline = deadline
+        self._line: socket.socket | None = None
+
+    def connect(self) -> None:
+        super().connect()
+        self._line = self.sock
+
+    def allow_wait(self) -> None:
+        """Let the next wait be as long as silence may be, or as is left. Raises: CliError (nothing is left)."""
+        wait_s = self._deadline.left_s(self.silence_s)
+        if self._line is not None:
+            self._line.settimeout(wait_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Daemon:
     """Where a daemon should be, how that is known, and the token for it. Making one opens no connection."""
@@ -89,6 +113,10 @@ class Daemon:
     url: str
     origin: str
     home: Home
+    deadline: Deadline = NO_DEADLINE
+    """Of everything that is said to it."""
+    is_told: bool = False
+    """Whether standard error gets a line for each request."""
 
     def get(self, path: str, *, wait_s: float = REQUEST_S) -> dict[str, Any]:  # JSON of the daemon, shown
         return self.request("GET", path, wait_s=wait_s)
@@ -104,7 +132,7 @@ class Daemon:
         """
         connection = self._connection(wait_s)
         try:
-            return self._object(self._send(connection, method, path, body))
+            return self._object(connection, self._send(connection, method, path, body))
         finally:
             connection.close()
 
@@ -121,16 +149,19 @@ class Daemon:
             response = self._send(connection, method, path, body)
             if not response.headers.get_content_type() == "text/event-stream":
                 raise CliError(f"expected a stream from {self.url}, got {response.headers.get_content_type()}")
-            yield from self._events(response)
+            yield from self._events(connection, response)
         finally:
             connection.close()
 
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[Event]:
+    def _events(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[Event]:
         broken = f"the daemon at {self.url} broke off before the answer was complete"
         while True:
+            connection.allow_wait()
             try:
                 raw = response.readline(LINE_BYTES_MAX + 1)
             except (OSError, http.client.HTTPException) as exc:
+                if self.deadline.is_over:
+                    raise self.deadline.over() from exc
                 raise BrokenOffError(f"{broken} ({exc})") from exc
             line = raw.decode("utf-8", "replace").rstrip("\r\n")
             if not raw or len(raw) > LINE_BYTES_MAX:
@@ -146,7 +177,7 @@ class Daemon:
                     raise ApiError(value["error"], status=200, details=_details(value))
                 yield Data(value=value)
 
-    def _connection(self, silence_s: float) -> http.client.HTTPConnection:
+    def _connection(self, silence_s: float) -> _Connection:
         parts = urlsplit(self.url)
         try:
             port = parts.port
@@ -156,47 +187,67 @@ class Daemon:
             raise CliError(
                 f"expected an address such as {DEFAULT_URL}, got {self.url!r} ({self.origin})", Exit.USAGE
             )
-        return http.client.HTTPConnection(parts.hostname, port, timeout=silence_s)
+        return _Connection(parts.hostname, port, silence_s=silence_s, deadline=self.deadline)
 
     def _send(
-        self, connection: http.client.HTTPConnection, method: str, path: str, body: Mapping[str, Any] | None
+        self, connection: _Connection, method: str, path: str, body: Mapping[str, Any] | None
     ) -> http.client.HTTPResponse:
+        began_s = time.monotonic()
         headers = {"content-type": "application/json"}
         # Without a token the daemon's refusal tells more than we could.
         with contextlib.suppress(FileNotFoundError):
             headers["authorization"] = f"Bearer {self.home.read_token()}"
         try:
             connection.request(method, path, None if body is None else json.dumps(body), headers)
+            connection.allow_wait()
             response = connection.getresponse()
         except TimeoutError as exc:
+            if self.deadline.is_over:
+                raise self.deadline.over() from exc
             raise CliError(
                 f"the daemon at {self.url} ({self.origin}) takes the connection but does not answer in "
-                f"{connection.timeout:.0f} s: it is overloaded, or its process is stopped",
+                f"{connection.silence_s:.0f} s: it is overloaded, or its process is stopped",
                 Exit.UNREACHABLE,
             ) from exc
         except (OSError, http.client.HTTPException, socket.gaierror) as exc:
             raise CliError(self._unreachable(exc), Exit.UNREACHABLE) from exc
+        if self.is_told:
+            took_ms = (time.monotonic() - began_s) * 1000
+            said = f"{method} {self.url}{path} ({self.origin}): {response.status} after {took_ms:.0f} ms"
+            print(said, file=sys.stderr, flush=True)
         if response.status < 400:
             return response
-        raise self._error(response)
+        raise self._error(connection, response)
 
-    def _error(self, response: http.client.HTTPResponse) -> CliError:
+    def _error(self, connection: _Connection, response: http.client.HTTPResponse) -> CliError:
         if response.status == 401:
             return CliError(
                 f"the daemon at {self.url} ({self.origin}) refused the token of {self.home.token_path}.\n"
                 f"  is it the daemon of another home?   souk --home DIR …   or   SOUK_HOME=DIR",
                 Exit.TOKEN,
             )
-        value = self._object(response)
+        value = self._object(connection, response)
         error = value.get("error")
         return ApiError(error if isinstance(error, dict) else {}, status=response.status, details=_details(value))
 
-    def _object(self, response: http.client.HTTPResponse) -> dict[str, Any]:  # JSON of the daemon
+    def _object(
+        self, connection: _Connection, response: http.client.HTTPResponse
+    ) -> dict[str, Any]:  # JSON of the daemon
+        data = bytearray()
         try:
-            data = response.read(BODY_BYTES_MAX)
+            while len(data) < BODY_BYTES_MAX:
+                connection.allow_wait()
+                piece = response.read1(READ_BYTES)
+                if not piece:
+                    break
+                data += piece
+            if response.length:  # read1 takes an early end for an end
+                raise http.client.IncompleteRead(bytes(data), response.length)
         except (OSError, http.client.HTTPException) as exc:
+            if self.deadline.is_over:
+                raise self.deadline.over() from exc
             raise CliError(f"the daemon at {self.url} broke off in the middle of its answer ({exc})") from exc
-        return _decode(data, self.url) if data.strip() else {}
+        return _decode(bytes(data), self.url) if data.strip() else {}
 
     def _unreachable(self, cause: Exception) -> str:
         state = "has no running node"
@@ -214,18 +265,21 @@ class Daemon:
 
 def find_daemon(options: Globals) -> Daemon:
     """Return the daemon that the user means: ``--api``, else ``SOUK_API``, else what the home says."""
-    home = options.home
+    url, origin = _address(options)
+    return Daemon(url=url, origin=origin, home=options.home, deadline=options.deadline, is_told=options.verbose)
+
+
+def _address(options: Globals) -> tuple[str, str]:
+    """Return the address of the daemon, and how it is known."""
     if options.api_flag:
-        return Daemon(url=options.api_flag, origin="from --api", home=home)
+        return options.api_flag, "from --api"
     if variable := os.environ.get("SOUK_API"):
-        return Daemon(url=variable, origin="from SOUK_API", home=home)
+        return variable, "from SOUK_API"
     try:
-        info = home.read_api()
+        info = options.home.read_api()
     except HomeError as exc:
         raise CliError(str(exc), Exit.UNREACHABLE) from exc
-    if info is not None:
-        return Daemon(url=info.url, origin=f"from {home.api_path}", home=home)
-    return Daemon(url=DEFAULT_URL, origin="from the default", home=home)
+    return (info.url, f"from {options.home.api_path}") if info is not None else (DEFAULT_URL, "from the default")
 
 
 def _url_of(home: Home) -> str | None:

@@ -25,8 +25,8 @@ def drain(options: Globals, grace: float | None, now: bool, no_wait: bool) -> in
 
     Without --grace those that run may take as long as they take, if the owner's policy does not end them; one
     that is handed back goes on elsewhere.
-    The node stays drained until `souk resume`, or its next start. Ctrl-C ends the waiting alone;
-    a resume by somebody else ends it with 1.
+    The node stays drained until `souk resume`, or its next start. Ctrl-C ends the waiting alone, --timeout ends
+    it with 7, a resume by somebody else with 1.
     """
     if now and grace is not None:
         raise CliError("--now is a grace of nothing: give one of the two", Exit.USAGE)
@@ -68,8 +68,14 @@ def _wait_until_empty(options: Globals, daemon: Daemon, payload: Payload) -> Pay
             if count != told:
                 note(options, f"{_jobs(count)} still run")
                 told = count
-            time.sleep(LOOK_S)
+            time.sleep(daemon.deadline.left_s(LOOK_S))
             payload = daemon.get("/api/v1/gate")
+    except CliError as exc:
+        if exc.code is not Exit.DEADLINE:
+            raise
+        raise CliError(
+            f"{_jobs(count)} still run; the node stays drained: souk resume opens it", exc.code
+        ) from exc
     except KeyboardInterrupt:
         raise CliError(
             "not waiting any more; the node stays drained: souk resume opens it", Exit.INTERRUPTED

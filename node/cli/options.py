@@ -1,11 +1,14 @@
 """The options that every verb takes, before or after its name, and the click classes that add them."""
 
 import os
-from dataclasses import dataclass
-from typing import Any, Final
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, TextIO
 
 import click
 
+from node.cli.deadline import Deadline, deadline_after
+from node.cli.durations import duration_s
 from node.home import Home, find_home
 
 FORMATS: Final = ("table", "json", "jsonl")
@@ -19,10 +22,28 @@ class Globals:
     api_flag: str | None = None
     output: str = "table"
     quiet: bool = False
+    verbose: bool = False
+    no_color: bool = False
+    timeout_s: float | None = None
+    began_s: float = field(default_factory=time.monotonic)
 
     @property
     def home(self) -> Home:
         return find_home(self.home_flag, os.environ)
+
+    @property
+    def deadline(self) -> Deadline:
+        """Until when the daemon is talked to."""
+        return deadline_after(self.timeout_s, self.began_s)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the user wants no colours: ``--no-color``, or ``NO_COLOR`` that is not empty."""
+        return self.no_color or bool(os.environ.get("NO_COLOR"))
+
+    def colors(self, stream: TextIO) -> bool:
+        """Say whether what goes to ``stream`` may have colours."""
+        return not self.is_plain and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 pass_globals = click.make_pass_decorator(Globals, ensure=True)
@@ -52,6 +73,9 @@ def _global_options() -> list[click.Parameter]:
     def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # click gives what was typed
         if value:
             setattr(ctx.ensure_object(Globals), str(param.name), value)
+
+    def remember_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        remember(ctx, param, duration_s(ctx, param, value))
 
     def as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value:
@@ -94,6 +118,27 @@ def _global_options() -> list[click.Parameter]:
             expose_value=False,
             callback=remember,
             help="Say nothing on standard error but errors.",
+        ),
+        click.Option(
+            ["-v", "--verbose", "verbose"],
+            is_flag=True,
+            expose_value=False,
+            callback=remember,
+            help="Say on standard error what the daemon is asked, and where.",
+        ),
+        click.Option(
+            ["--timeout", "timeout_s"],
+            metavar="TIME",
+            expose_value=False,
+            callback=remember_duration,
+            help="Talk to the daemon no longer than this, such as 5 or 2m; then end with 7.",
+        ),
+        click.Option(
+            ["--no-color", "no_color"],
+            is_flag=True,
+            expose_value=False,
+            callback=remember,
+            help="No colours (NO_COLOR); without a terminal there are none.",
         ),
         click.Option(
             ["--version"],

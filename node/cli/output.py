@@ -4,9 +4,12 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from node.cli.options import Globals
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Payload: TypeAlias = Mapping[str, Any]
 """A decoded JSON object of the daemon; a command shows it and decides nothing by it."""
@@ -37,6 +40,13 @@ def note(options: Globals, text: str) -> None:
     """Tell a person something that is not the result."""
     if not options.quiet:
         print(text, file=sys.stderr, flush=True)
+
+
+def console(options: Globals, *, stderr: bool = False) -> "Console":
+    """Return what progress and live views are drawn on; it has colours only where the user wants them."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, no_color=options.is_plain)
 
 
 def columns(titles: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -45,10 +45,14 @@ def serve(
     ephemeral: bool,
     log_format: str | None,
 ) -> int:
-    """Run the daemon until SIGTERM or Ctrl-C, which end it with 0; a second Ctrl-C does not wait."""
+    """Run the daemon until SIGTERM or Ctrl-C, which end it with 0; a second Ctrl-C does not wait.
+
+    -v is short for --set log.level=debug.
+    """
     from node.config_file import ConfigSource
 
-    given = [*settings]
+    # First, so that --set log.level wins.
+    given = [*(["log.level=debug"] if options.verbose else []), *settings]
     given += [f"p2p.bootstrap={','.join(bootstrap)}"] if bootstrap else []
     given += ["node.role=client"] if no_worker else []
     given += [f"log.format={log_format}"] if log_format else []

@@ -63,8 +63,10 @@ def test_failed_lines_say_why_and_are_asked_again_when_that_may_pass(daemon: Fak
     daemon.answer(CHAT, {"error": {"message": "too long", "code": "context_length_exceeded"}}, 400)
     assert run(folder).code == 1
     daemon.asked.clear()
-    # Nothing that time would mend: not asked a third time.
-    assert run(folder).code == 0 and not daemon.asked
+    # Nothing that time would mend: not asked a third time, and still no success.
+    ran = run(folder)
+    assert ran.code == 1 and not daemon.asked and "5 done before, 5 of them failed for good" in ran.out
+    assert run(folder, "-o", "json").json()["failed_before"] == 5
 
 
 def test_model_that_nobody_had_is_asked_for_again_by_the_next_run(daemon: FakeDaemon, folder: Path) -> None:

@@ -87,3 +87,11 @@ def test_command_blames_no_peer_for_what_its_own_node_refuses(
 ) -> None:
     daemon.answer("GET /api/v1/devices", {"error": {"message": "no", "code": error_code}}, status)
     assert souk("devices").code == expected
+
+
+def test_command_tells_what_it_asks_when_it_is_verbose(daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/devices", {"schema": 1, "devices": []})
+    told = souk("-v", "devices", "-o", "json")
+    assert told.err.startswith(f"GET {daemon.url}/api/v1/devices (from {daemon.home.api_path}): 200 after ")
+    assert daemon.home.read_token() not in told.err
+    assert told.json() == {"schema": 1, "devices": []} and not souk("devices").err

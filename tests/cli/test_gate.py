@@ -61,6 +61,16 @@ def test_drain_ends_with_1_when_somebody_resumes_before_the_jobs_have_ended(
     assert souk("drain").code == 1
 
 
+def test_drain_leaves_the_node_drained_when_its_time_is_over(
+    daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.answer("POST /api/v1/drain", gate(jobs=2))
+    daemon.answer("GET /api/v1/gate", gate(jobs=2))
+    monkeypatch.setattr("node.cli.gate.LOOK_S", 0.01)
+    ran = souk("drain", "--timeout", "100ms")
+    assert ran.code == 7 and "2 jobs of peers still run; the node stays drained" in ran.err
+
+
 def test_drain_refuses_two_graces() -> None:
     assert souk("drain", "--now", "--grace", "5s").code == 2
 
