@@ -1,4 +1,4 @@
-"""``--timeout``: until when a command talks to the daemon. Each wait gets what is left; the last ends the command."""
+"""``--timeout``: until when a command talks to the daemon. Each wait gets what is left of it."""
 
 import time
 from dataclasses import dataclass
