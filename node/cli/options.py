@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
@@ -69,83 +70,66 @@ class SoukGroup(click.Group):
 
 
 def _global_options() -> list[click.Parameter]:
-    # An option that is not given must not undo one that was given before the verb: hence no defaults here.
-    def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # click gives what was typed
-        if value:
-            setattr(ctx.ensure_object(Globals), str(param.name), value)
-
-    def remember_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        remember(ctx, param, duration_s(ctx, param, value))
-
-    def as_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        if value:
-            ctx.ensure_object(Globals).output = "json"
-
-    def show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-        if value and not ctx.resilient_parsing:
-            # A fifth of the start of every other command.
-            from importlib.metadata import version
-
-            click.echo(f"souk {version('souk')}")
-            ctx.exit()
-
     return [
-        click.Option(
-            ["--home", "home_flag"],
-            metavar="DIR",
-            expose_value=False,
-            callback=remember,
-            help="Folder of the node (SOUK_HOME).",
-        ),
-        click.Option(
-            ["--api", "api_flag"],
+        _option("--home", "home_flag", metavar="DIR", help="Folder of the node (SOUK_HOME)."),
+        _option(
+            "--api",
+            "api_flag",
             metavar="URL",
-            expose_value=False,
-            callback=remember,
             help="Address of the daemon (SOUK_API); else what its home says.",
         ),
-        click.Option(
-            ["-o", "--output", "output"],
-            type=click.Choice(FORMATS),
-            expose_value=False,
-            callback=remember,
-            help="How to print the result.",
-        ),
-        click.Option(["--json"], is_flag=True, expose_value=False, callback=as_json, help="Short for -o json."),
-        click.Option(
-            ["-q", "--quiet", "quiet"],
+        _option("-o", "--output", "output", type=click.Choice(FORMATS), help="How to print the result."),
+        _option("--json", is_flag=True, callback=_remember_json, help="Short for -o json."),
+        _option("-q", "--quiet", "quiet", is_flag=True, help="Say nothing on standard error but errors."),
+        _option(
+            "-v",
+            "--verbose",
+            "verbose",
             is_flag=True,
-            expose_value=False,
-            callback=remember,
-            help="Say nothing on standard error but errors.",
-        ),
-        click.Option(
-            ["-v", "--verbose", "verbose"],
-            is_flag=True,
-            expose_value=False,
-            callback=remember,
             help="Say on standard error what the daemon is asked, and where.",
         ),
-        click.Option(
-            ["--timeout", "timeout_s"],
+        _option(
+            "--timeout",
+            "timeout_s",
             metavar="TIME",
-            expose_value=False,
-            callback=remember_duration,
+            callback=_remember_duration,
             help="Talk to the daemon no longer than this, such as 5 or 2m; then end with 7.",
         ),
-        click.Option(
-            ["--no-color", "no_color"],
+        _option(
+            "--no-color",
+            "no_color",
             is_flag=True,
-            expose_value=False,
-            callback=remember,
             help="No colours (NO_COLOR); without a terminal there are none.",
         ),
-        click.Option(
-            ["--version"],
-            is_flag=True,
-            is_eager=True,
-            expose_value=False,
-            callback=show_version,
-            help="Print the version.",
-        ),
+        _option("--version", is_flag=True, is_eager=True, callback=_show_version, help="Print the version."),
     ]
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:  # click gives what was typed
+    # An option that is not given must not undo one that was given before the verb: hence no defaults here.
+    if value:
+        setattr(ctx.ensure_object(Globals), str(param.name), value)
+
+
+def _option(
+    *names: str, callback: Callable[[click.Context, click.Parameter, Any], None] = _remember, **settings: Any
+) -> click.Option:  # click's own settings, passed through
+    return click.Option(names, expose_value=False, callback=callback, **settings)
+
+
+def _remember_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    _remember(ctx, param, duration_s(ctx, param, value))
+
+
+def _remember_json(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Globals).output = "json"
+
+
+def _show_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        # A fifth of the start of every other command.
+        from importlib.metadata import version
+
+        click.echo(f"souk {version('souk')}")
+        ctx.exit()
