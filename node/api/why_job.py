@@ -45,6 +45,7 @@ _ENDS: Final = {
     "worker_fault": "the worker was started anew: its traceback stands in the log of the daemon",
     "worker_hung": "the worker was started anew: is the machine overloaded? souk doctor checks the device",
     "worker_memory": "memory did not suffice: lower worker.slots, worker.memory_percent or what else runs there",
+    "not_finite": "what the model computed is no number: souk models verify checks its files",
     "device_fault": "the device failed, and another worker was started: souk doctor, and the log of the kernel",
 }
 

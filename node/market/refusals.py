@@ -68,6 +68,12 @@ def nobody(answer_log: AnswerLog, refusals: tuple[PassedOver, ...]) -> OrderErro
             f"the answer was cut after {answer_log.units} tokens, nobody is left to go on: {last.message}",
             code=str(last.code),
         )
+    if refusals and all(passed.code == "broke_protocol" for passed in refusals):
+        # They took it, so to say: what they sent cannot be used.
+        return JobFailedError(
+            f"all of {len(refusals)} peers broke the protocol: {refusals[0].message}",
+            code="broke_protocol",
+        )
     if refusals and all(passed.code in _UNFIT for passed in refusals):
         return _UNFIT[refusals[0].code](refusals[0].message)
     return NobodyWillingError(refusals)

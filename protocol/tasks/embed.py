@@ -63,6 +63,8 @@ class EmbedOutput(Message, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if len(self.vector) % VECTOR_VALUE_BYTES:
             raise ValueError(f"expected {VECTOR_VALUE_BYTES} bytes for each number of a vector")
+        if not all(map(math.isfinite, unpack_vector(self.vector))):
+            raise ValueError("expected finite numbers in a vector")
 
     @property
     def units(self) -> int:

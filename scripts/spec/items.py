@@ -108,6 +108,8 @@ def _refused_tensors() -> dict[str, bytes]:
 def _refused_outputs() -> dict[str, tuple[str, dict[str, Plain]]]:
     return {
         "half a number": ("embed", {"vector": bytes(6)}),
+        "a number that is none": ("embed", {"vector": floats(1.0, float("nan"))}),
+        "a number without an end": ("embed", {"vector": floats(float("-inf"), float("inf"))}),
         "another finish": ("embed", {"vector": bytes(4), "finish": "done"}),
         "no class": ("classify", {"classes": []}),
         "a probability above one": (
@@ -130,12 +132,10 @@ def _comparisons() -> list[tuple[str, TaskOutput, TaskOutput]]:
         return split_tensors(tensor_file(("out", "F32", (len(values),), floats(*values))))[0]
 
     vector = EmbedOutput(vector=floats(1.0, 0.0))
-    nan = EmbedOutput(vector=floats(float("nan"), 0.0))
     return [
         ("a vector near enough", EmbedOutput(vector=floats(1.0, 0.01)), vector),
         ("a vector too far", EmbedOutput(vector=floats(1.0, 0.02)), vector),
         ("a vector without a length", EmbedOutput(vector=floats(0.0, 0.0)), vector),
-        ("a vector that is no number", nan, vector),
         ("a vector of another size", EmbedOutput(vector=floats(1.0)), vector),
         ("the same class", image(1, 509_000), image(1, 500_000)),
         ("a class as likely", image(9, 100_000), image(1, 105_000)),

@@ -1,19 +1,24 @@
 """Tasks of items on the market: metered in units, gone on with at the next item, or begun anew."""
 
+import math
 import struct
 from dataclasses import replace
 
 import pytest
+import trio
 
 from node.config import MarketSection
-from node.market.order import Order, Output, PassedOver, WrongTaskError
+from node.market.order import JobFailedError, Order, Output, PassedOver, WrongTaskError
+from node.market.party import Line
+from protocol.framing import OutputFrame
 from protocol.tasks.classify import ClassifyInput, Image
-from protocol.tasks.embed import EmbedInput
+from protocol.tasks.embed import EmbedInput, EmbedOutput
 from protocol.tasks.forward import ForwardInput
-from protocol.tasks.registry import ItemInput, task_of
+from protocol.tasks.registry import ItemInput, encode_task_output, task_of
 from protocol.tasks.vad import VadInput
 from scripts.spec.items import tensor_file
 from tests.fakes import Script, ScriptedExecutor, scripted_outputs, served_model
+from tests.market.rogues import RogueProvider
 from tests.market.world import Bought, Node, World, buy, order
 
 TEXTS = EmbedInput(texts=tuple("x" * (1 + n) for n in range(50)))
@@ -63,6 +68,27 @@ async def test_reader_gets_every_item_once_when_a_provider_dies(world: World, ta
     assert [event.peer_id for event in bought.events if isinstance(event, PassedOver)] == [dying.peer_id]
     assert results(bought) == scripted_outputs(task_input)
     assert bought.finished.receipt_id is not None
+
+
+async def test_vector_of_no_numbers_is_neither_passed_on_nor_paid(world: World) -> None:
+    frame = encode_task_output(EmbedOutput(vector=struct.pack("<2f", 1.0, 2.0)))
+    data = frame.replace(struct.pack("<f", 2.0), struct.pack("<f", math.nan))
+    assert data != frame
+
+    async def serve(node: Node, line: Line) -> None:
+        rogue = RogueProvider(node, line)
+        await rogue.take()
+        await rogue.accept(tokens_in=4)
+        await line.send(OutputFrame(0, data))
+        await trio.sleep(30)
+
+    model = served_model(task="embed", context_tokens=1 << 18)
+    rogue = await world.node("rogue", executor=ScriptedExecutor(served=(model,)), rogue=serve)
+    buyer = await world.node("r")
+    world.introduce(buyer, rogue)
+    bought = await buy(buyer, wanted(TEXTS))
+    assert isinstance(bought.error, JobFailedError) and "finite" in str(bought.error)
+    assert results(bought) == [] and (await buyer.only_row()).vouchered == 0
 
 
 async def test_order_is_refused_when_the_model_does_another_task(world: World) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -90,13 +91,14 @@ class Encoder:
         made += [self._read_tokens(unpack_tokens(ids), place) for place, ids in enumerate(task_input.tokens)]
         return sum(item.weight for item in made), list(made)
 
-    def compute(self, items: Sequence[Item]) -> list[ItemOutput]:
+    def compute(self, items: Sequence[Item]) -> list[ItemOutput | None]:
         """See ``items.Network``."""
         texts = [item.tokens for item in items if isinstance(item, TextItem)]
         hidden = self._encode(texts)
         pooled = torch.stack([it[0] if self._shape.pooling == "cls" else it.mean(dim=0) for it in hidden])
         vectors = functional.normalize(pooled, dim=-1).cpu().numpy().astype("<f4")
-        return [EmbedOutput(vector=vector.tobytes()) for vector in vectors]
+        finite = np.isfinite(vectors).all(axis=1)
+        return [EmbedOutput(vector=it.tobytes()) if ok else None for it, ok in zip(vectors, finite, strict=True)]
 
     def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``items.Network``; what lies behind a row's tokens is zero."""

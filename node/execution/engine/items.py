@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from node.errors import JobRefusedError
 from node.execution.engine.tensors import TensorItem, outputs_of, tensor_item
-from node.execution.frames import PrepareItems, StepPiece
+from node.execution.frames import Failed, PrepareItems, StepPiece
 from protocol.fields import Task
 from protocol.task import GenerateInput
 from protocol.tasks.forward import ForwardInput
@@ -28,6 +28,7 @@ from protocol.tasks.registry import (
 )
 
 _MEASURE_S: Final = 0.3
+_NOT_FINITE: Final = "the model's result is no number: its weights are damaged, or the input is beyond them"
 
 
 class Item(Protocol):
@@ -55,8 +56,8 @@ class Network(Protocol):
             JobRefusedError: ``input``, or ``context_exceeded`` with the limit in the message.
         """
 
-    def compute(self, items: Sequence[Item]) -> list[ItemOutput]:
-        """Return one output for each item, without ``finish``."""
+    def compute(self, items: Sequence[Item]) -> Sequence[ItemOutput | None]:
+        """Return one output for each item, without ``finish``; None where the result is no number."""
 
     def forward(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run the bare network on tensors that ``check`` has let through."""
@@ -141,13 +142,21 @@ class ServedItems:
         """Forget ``request``; does nothing when it is unknown."""
         self._jobs = deque(job for job in self._jobs if job.request != request)
 
-    def step(self) -> list[StepPiece]:
-        """Compute some items and return what they gave each job."""
+    def step(self) -> list[StepPiece | Failed]:
+        """Compute some items and return what they gave each job; one whose results are no numbers fails alone."""
         batch = self._next_batch()
         with torch.inference_mode():
             outputs = self._outputs(batch)
-        pieces = []
+        pieces: list[StepPiece | Failed] = []
+        failed: set[int] = set()
         for place, (job, output) in enumerate(outputs):
+            if job.request in failed:
+                continue
+            if output is None:
+                failed.add(job.request)
+                self.cancel(job.request)
+                pieces.append(Failed(request=job.request, code="not_finite", message=_NOT_FINITE))
+                continue
             is_last = not job.waiting and all(later is not job for later, _ in outputs[place + 1 :])
             pieces.append(_piece(job, replace(output, finish="stop") if is_last else output))
         return pieces
@@ -164,7 +173,7 @@ class ServedItems:
                 runs += 1
         return max(1, round(runs * units * 1000 / elapsed))
 
-    def _outputs(self, batch: list[tuple[_Job, Item]]) -> list[tuple[_Job, ItemOutput]]:
+    def _outputs(self, batch: list[tuple[_Job, Item]]) -> list[tuple[_Job, ItemOutput | None]]:
         job, first = batch[0]
         if isinstance(first, TensorItem):
             assert len(batch) == 1

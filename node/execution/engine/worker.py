@@ -44,6 +44,7 @@ from node.execution.frames import (
     Setup,
     Start,
     Step,
+    StepPiece,
     Unload,
     Unloaded,
 )
@@ -97,12 +98,16 @@ class Worker:
             if served.idle:
                 continue
             # Sent without pieces too: a long prompt is a sign of life for each of its chunks.
-            pieces = tuple(served.step())
-            for piece in pieces:
-                if piece.finish is not None:
-                    self._owner.pop(piece.request, None)
+            given = served.step()
+            pieces = tuple(it for it in given if isinstance(it, StepPiece))
+            for it in given:
+                if isinstance(it, Failed) or it.finish is not None:
+                    self._owner.pop(it.request, None)
             for first in range(0, max(1, len(pieces)), _PIECES_PER_FRAME):
                 self.link.send(Step(pieces=pieces[first : first + _PIECES_PER_FRAME]))
+            for it in given:
+                if isinstance(it, Failed):
+                    self.link.send(it)
             if isinstance(served, ServedModel) and (verdict := served.step_score(alone=alone)):
                 self._owner.pop(verdict.request, None)
                 self.link.send(_scored(verdict))

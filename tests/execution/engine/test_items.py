@@ -7,7 +7,7 @@ import torch
 
 from node.errors import JobRefusedError
 from node.execution.engine.items import Item, ServedItems
-from node.execution.frames import PrepareItems
+from node.execution.frames import Failed, PrepareItems, StepPiece
 from protocol.fields import Task
 from protocol.tasks.embed import EmbedInput, EmbedOutput, unpack_vector
 from protocol.tasks.forward import ForwardInput, ForwardOutput
@@ -24,6 +24,7 @@ from protocol.tensors import read_tensors, values_of
 from scripts.spec.items import floats, tensor_file
 
 MODEL = b"m" * 32
+NO_NUMBER = 7
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,11 @@ class Lengths:
         assert isinstance(task_input, EmbedInput)
         return task_input.units_in_max, [Weighed(len(text)) for text in task_input.texts]
 
-    def compute(self, items: Sequence[Item]) -> list[ItemOutput]:
-        return [EmbedOutput(vector=struct.pack("<2f", item.weight, len(items))) for item in items]
+    def compute(self, items: Sequence[Item]) -> list[ItemOutput | None]:
+        return [
+            None if item.weight == NO_NUMBER else EmbedOutput(vector=struct.pack("<2f", item.weight, len(items)))
+            for item in items
+        ]
 
     def forward(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"double": tensors["x"] * 2}
@@ -75,7 +79,12 @@ def texts(*sizes: int) -> EmbedInput:
 
 
 def step(served: ServedItems) -> list[tuple[int, TaskOutput]]:
-    return [(piece.request, decode_task_output_untrusted(piece.task, piece.result)) for piece in served.step()]
+    given = served.step()
+    return [
+        (piece.request, decode_task_output_untrusted(piece.task, piece.result))
+        for piece in given
+        if isinstance(piece, StepPiece)
+    ]
 
 
 def numbers(outputs: list[tuple[int, TaskOutput]]) -> list[tuple[int, int, int]]:
@@ -105,6 +114,19 @@ def test_item_that_weighs_more_than_the_budget_runs_alone(served: ServedItems) -
 def test_only_the_last_output_of_a_job_finishes_it(served: ServedItems) -> None:
     hold(served, 1, texts(1, 1, 1))
     assert [output.finish for _, output in step(served)] == [None, None, "stop"]
+
+
+def test_job_fails_alone_when_its_result_is_no_number(served: ServedItems) -> None:
+    hold(served, 1, texts(1, NO_NUMBER, 1))
+    hold(served, 2, texts(1, 1))
+    given = served.step()
+    assert [(type(it), it.request) for it in given] == [
+        (StepPiece, 1),
+        (StepPiece, 2),
+        (Failed, 1),
+        (StepPiece, 2),
+    ]
+    assert served.idle
 
 
 def test_cancelled_job_is_forgotten(served: ServedItems) -> None:

@@ -103,6 +103,28 @@ def test_worker_cuts_what_a_step_gave_into_frames_that_travel() -> None:
     assert all(len(encode_frame(frame)) <= FRAME_BYTES_MAX for frame in link.sent)
 
 
+class Broken:
+    """A model that has no numbers for one job, and some for another."""
+
+    idle, has_jobs = False, True
+
+    def step(self) -> list[StepPiece | Failed]:
+        return [
+            StepPiece(request=1, tokens=(), text="", finish=None, result=b"a"),
+            Failed(request=1, code="not_finite", message="no number"),
+            StepPiece(request=2, tokens=(), text="", finish=None, result=b"b"),
+        ]
+
+
+def test_worker_tells_of_a_job_that_failed_behind_what_it_gave() -> None:
+    link = ScriptedLink([], steps=1000)
+    worker = Worker(link, torch.device("cpu"))
+    worker._models[MODEL] = worker._owner[1] = worker._owner[2] = Broken()
+    worker._step()
+    assert [type(frame) for frame in link.sent] == [Step, Failed]
+    assert list(worker._owner) == [2]
+
+
 def test_worker_gives_the_slot_of_a_cancelled_job_to_the_next(tiny_folder: Path) -> None:
     frames = [prepare(2), start(2), prepare(3), start(3), Cancel(request=2), Cancel(request=2), Cancel(request=9)]
     assert run(tiny_folder, frames, steps=3).steps() == [[(3, None)]] * 3
