@@ -231,6 +231,7 @@ class _Daemon:
         services = Services(
             config=self._config.api,
             token=token,
+            rotate_token=partial(trio.to_thread.run_sync, self._home.rotate_token),
             market=self._requester,
             view=self._view,
             connect=self._net.dial,

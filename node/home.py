@@ -155,8 +155,13 @@ class Home:
         self.create()
         with contextlib.suppress(FileNotFoundError):
             return self.read_token()
+        return self.rotate_token()
+
+    def rotate_token(self) -> str:
+        """Put a new token in the place of the one there is, or of none, and return it. Raises: HomeError."""
         import secrets  # a tenth of the start of a command, and few make a token
 
+        self.create()
         token = secrets.token_urlsafe(32)
         _write_private(self.token_path, token + "\n")
         return token

@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -65,6 +65,7 @@ class LogRing(logging.Handler):
         self.number = 0
         """Lines so far."""
         self._lines: deque[Line] = deque(maxlen=RING_LINES)
+        self._heard: list[Callable[[], object]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a record; called with the handler's lock held, by any thread."""
@@ -76,6 +77,8 @@ class LogRing(logging.Handler):
         self.number += 1
         at_ms = int(record.created * 1000)
         self._lines.append(Line(number=self.number, at_ms=at_ms, level=record.levelname.lower(), text=text))
+        for tell in self._heard:
+            tell()
 
     def newest(self, count: int) -> list[Line]:
         """Return at most ``count`` lines, the newest last."""
@@ -83,6 +86,19 @@ class LogRing(logging.Handler):
         try:
             return list(islice(self._lines, max(0, len(self._lines) - count), None))
         finally:
+            self.release()
+
+    @contextmanager
+    def heard(self, tell: Callable[[], object]) -> Iterator[None]:
+        """Have ``tell`` called at each line while the block runs, by whoever logs; it may neither log nor wait."""
+        self.acquire()
+        self._heard.append(tell)
+        self.release()
+        try:
+            yield
+        finally:
+            self.acquire()
+            self._heard.remove(tell)
             self.release()
 
     @contextmanager

@@ -76,6 +76,13 @@ def test_token_is_made_once_and_private_when_ensured(home: Home) -> None:
     assert home.token_path.stat().st_mode & 0o777 == 0o600
 
 
+def test_token_is_another_and_private_when_rotated(home: Home) -> None:
+    before = home.ensure_token()
+    after = home.rotate_token()
+    assert after != before and home.read_token() == home.ensure_token() == after
+    assert home.token_path.stat().st_mode & 0o777 == 0o600
+
+
 def test_token_is_refused_when_others_may_read_it(home: Home) -> None:
     home.ensure_token()
     home.token_path.chmod(0o644)

@@ -75,3 +75,13 @@ def test_ring_fails_nobody_when_a_library_logs_wrongly(capsys: pytest.CaptureFix
     # Straight to the ring: pytest's own handler lets such a call fail.
     ring.handle(logging.makeLogRecord({"msg": "expected %d", "args": ("a number",)}))
     assert ring.newest(1) == [] and "Logging error" in capsys.readouterr().err
+
+
+def test_ring_tells_of_each_line_while_somebody_listens() -> None:
+    ring, heard = LogRing(), []
+    with ring.listening():
+        with ring.heard(lambda: heard.append(ring.number)):
+            logging.getLogger("node.x").error("one")
+            logging.getLogger("node.x").error("two")
+        logging.getLogger("node.x").error("three")
+    assert heard == [1, 2] and ring.number == 3

@@ -15,6 +15,7 @@ from node.api.job_events import job_events_route
 from node.api.job_routes import job_routes
 from node.api.ledger_routes import ledger_routes
 from node.api.live import live_routes
+from node.api.log_routes import log_routes
 from node.api.model_routes import model_routes
 from node.api.openai import openai_routes
 from node.api.openapi import openapi_route
@@ -22,6 +23,7 @@ from node.api.operator_routes import operator_routes
 from node.api.services import Services
 from node.api.sessions import Sessions
 from node.api.task_routes import task_routes
+from node.api.token_routes import token_routes
 from node.errors import NodeError
 
 CLIENT_CLOSED = 499
@@ -41,7 +43,9 @@ def make_app(services: Services) -> ASGIApp:
         *job_routes(services),
         *ledger_routes(services),
         *live_routes(services),
+        *log_routes(services),
         *session_routes(sessions),
+        *token_routes(sessions, services.rotate_token),
         *operator_routes(services.operator),
         *model_routes(services.shelf),
     ]

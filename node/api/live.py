@@ -1,4 +1,4 @@
-"""``/api/v1/events``: what the node does, once a second, to everybody who watches; and the newest log lines.
+"""``/api/v1/events``: what the node does, once a second, to everybody who watches.
 
 A snapshot is made when somebody wants one and shared by all who want it within the same second, so that more tabs
 cost a write each. Nothing is kept for a watcher: who reads slowly gets the next snapshot later and misses those
@@ -6,22 +6,18 @@ between, and who comes back starts with the present (there is nothing to replay)
 """
 
 import logging
-from typing import Annotated, Final
+from typing import Final
 
 import trio
-from msgspec import Meta
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from node.api.answers import json_response
 from node.api.errors import ApiError, ClientGoneError
 from node.api.intake import read_body, run_unless_gone
 from node.api.job_views import Finding
-from node.api.operations import Operation, Says, get, read_query
+from node.api.operations import Operation, Says, get
 from node.api.services import Services
 from node.api.sse import EventStream, event_bytes
-from node.api.views import JobView, LogLine, LogsAnswer, ModelView, StatusView, View
+from node.api.views import JobView, ModelView, StatusView, View
 from node.api.why_node import why_node
 from node.errors import NodeError
 
@@ -30,7 +26,6 @@ WATCHERS_MAX: Final = 32
 JOBS_MAX: Final = 40
 MODELS_MAX: Final = 32
 """With these bounds a snapshot has at most about 32 KiB."""
-LINES_MAX: Final = 1000
 RETRY_S: Final = 5
 
 log = logging.getLogger(__name__)
@@ -49,31 +44,10 @@ class Snapshot(View, frozen=True, kw_only=True):
     """Of the newest log line: ``/api/v1/logs`` has it."""
 
 
-class LogsQuery(View, frozen=True, kw_only=True):
-    after: Annotated[int, Meta(ge=0, le=1 << 53)] = 0
-    limit: Annotated[int, Meta(ge=1, le=LINES_MAX)] = 200
-
-
 def live_routes(services: Services) -> list[Operation]:
-    """Return the stream of snapshots and the log."""
-
-    async def logs(request: Request) -> Response:
-        query = read_query(request, LogsQuery)
-        found = [it for it in services.log_lines.newest(query.limit) if it.number > query.after]
-        return json_response(
-            LogsAnswer(
-                lines=tuple(
-                    LogLine(number=it.number, at_ms=it.at_ms, level=it.level, text=it.text) for it in found
-                )
-            )
-        )
-
-    about_events = "What the node does, once a second; nothing is replayed."
-    about_logs = "The newest lines of the node's log, those after a number."
-    return [
-        get("/api/v1/events", Events(services), Says(about=about_events, events=Snapshot)),
-        get("/api/v1/logs", logs, Says(about=about_logs, query=LogsQuery, answer=LogsAnswer)),
-    ]
+    """Return the stream of snapshots."""
+    about = "What the node does, once a second; nothing is replayed."
+    return [get("/api/v1/events", Events(services), Says(about=about, events=Snapshot))]
 
 
 class Events:

@@ -122,6 +122,8 @@ class Services:
     config: ApiSection
     token: str
     """Whoever shows it may do everything."""
+    rotate_token: Callable[[], Awaitable[str]]
+    """Put another token into the home and return it. Raises: HomeError."""
     market: Market
     view: View
     connect: Callable[[str], Awaitable[PeerId]]

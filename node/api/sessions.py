@@ -28,6 +28,12 @@ class Sessions:
         self._tokens: deque[str] = deque(maxlen=TABS_MAX)
         self._home_token = token
 
+    def follow(self, token: str) -> None:
+        """Take ``token`` for the home's; the one before, all codes and all tabs are forgotten."""
+        self._home_token = token
+        self._codes.clear()
+        self._tokens.clear()
+
     def issue_code(self) -> str:
         """Return a new code, good for one trade within ``CODE_S_MAX``; the oldest of too many is forgotten."""
         while len(self._codes) >= CODES_MAX:

@@ -21,6 +21,8 @@ VERBS: Final = {
     "resume": ("node.cli.gate:resume", "Take jobs of peers again."),
     "config": ("node.cli.config:config", "Show, check, change and reload the settings."),
     "reload": ("node.cli.config:reload", "Make the daemon read its configuration again."),
+    "logs": ("node.cli.logs:logs", "Print the daemon's log, and follow it."),
+    "token": ("node.cli.token:token", "Show or replace the token of this node's API."),
     "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),
     "embed": ("node.cli.tasks:embed", "Turn texts into vectors."),

@@ -55,6 +55,8 @@ from tests.api.fake_operator import FakeOperator
 from tests.api.reply import Reply
 
 TOKEN = "the-token-of-the-home"
+NEW_TOKEN = "another-token-of-the-home"
+"""After a rotation."""
 PEER = PeerId(bytes(SigningKey(bytes(32)).verify_key))
 PEER_TEXT = peer_id_to_text(PEER)
 JOB = JobId(b"j" * 16)
@@ -416,6 +418,10 @@ def scrape_of(metrics: Metrics) -> Callable[[str], Awaitable[tuple[bytes, str]]]
     return scrape
 
 
+async def rotate_token() -> str:
+    return NEW_TOKEN
+
+
 def fake_services(
     market: ScriptedMarket | None = None,
     *,
@@ -432,6 +438,7 @@ def fake_services(
     return Services(
         config=config or ApiSection(),
         token=TOKEN,
+        rotate_token=rotate_token,
         market=market or ScriptedMarket(),
         view=view or FixedView(),
         connect=dialler.connect,

@@ -1,7 +1,6 @@
-"""Snapshots once a second for everybody who watches, and the log's newest lines."""
+"""Snapshots once a second for everybody who watches."""
 
 import json
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -107,21 +106,3 @@ async def test_watcher_is_refused_when_too_many_watch_and_let_in_when_one_has_le
                 break
             except StopAsyncIteration:
                 await trio.lowlevel.checkpoint()  # its place is free once the server has seen the end
-
-
-async def test_log_gives_lines_after_a_number(nursery: trio.Nursery) -> None:
-    node = await serve_node(nursery)
-    with node.log_lines.listening():
-        for name in ("first", "second"):
-            logging.getLogger("node.tests").error(name, extra={"peer": "12D3"})
-    lines = (await node.call("GET", "/api/v1/logs?after=0")).json["lines"]
-    found = [(it["level"], it["text"].partition("node.tests ")[2]) for it in lines]
-    assert found == [("error", "first  peer=12D3"), ("error", "second  peer=12D3")]
-    later = (await node.call("GET", f"/api/v1/logs?after={lines[0]['number']}")).json["lines"]
-    assert [it["number"] for it in later] == [lines[1]["number"]]
-
-
-@pytest.mark.parametrize("query", ["after=x", "after=-1", "limit=0", "limit=1001", "limit=", f"after={'9' * 20}"])
-async def test_log_is_refused_when_its_numbers_are_none(nursery: trio.Nursery, query: str) -> None:
-    node = await serve_node(nursery)
-    assert (await node.call("GET", f"/api/v1/logs?{query}")).status == 400

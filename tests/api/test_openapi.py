@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from node.api import job_events, openapi
+from node.api import job_events, log_routes, openapi
 from node.api.app import make_app
 from node.api.operations import Operation
 from scripts.spec.items import tensor_file
@@ -75,7 +75,9 @@ GOOD: dict[tuple[str, str], object] = {
     ("POST", "/api/v1/ledger/settle"): {"peer_id": PEER_TEXT, "amount_microcredits": 5},
     ("GET", "/api/v1/proofs"): None,
     ("POST", "/api/v1/dashboard"): None,
-    ("GET", "/api/v1/logs?after=1"): None,
+    ("GET", "/api/v1/logs?after=1&since_s=5&level=info&grep=x"): None,
+    # The last: the token of these calls opens nothing after it.
+    ("POST", "/api/v1/token/rotate"): None,
 }
 # One never ends, the other wants a code that is new: they have a test of their own.
 APART = (("GET", "/api/v1/events"), ("POST", "/ui/session"))
@@ -177,8 +179,8 @@ async def test_errors_fit_their_schema(nursery: trio.Nursery) -> None:
 
 async def test_every_operation_of_the_document_is_called_by_these_tests(nursery: trio.Nursery) -> None:
     _node, document = await served(nursery)
-    # Steps of jobs, which do not end either, are followed in test_job_events.py.
-    followed = (*GOOD, *APART, ("GET", job_events.PATH))
+    # Steps of jobs and the log do not end either: test_job_events.py and test_log_routes.py follow them.
+    followed = (*GOOD, *APART, ("GET", job_events.PATH), ("GET", log_routes.EVENTS_PATH))
     called = [id(find(document, method, path)) for method, path in followed]
     assert {it for it in paths(document) if id(document["paths"][it[1]][it[0].lower()]) not in called} == set()
 
@@ -232,7 +234,16 @@ def routes() -> list[Operation]:
     return [route for route in app.routes if isinstance(route, Operation)]
 
 
-CALLS = [it for it in routes() if it.path not in ("/api/v1/shutdown", "/api/v1/events", DOCUMENT, job_events.PATH)]
+# Those that do not end, and those that end something.
+APART_PATHS = (
+    "/api/v1/shutdown",
+    "/api/v1/events",
+    "/api/v1/token/rotate",
+    DOCUMENT,
+    job_events.PATH,
+    log_routes.EVENTS_PATH,
+)
+CALLS = [it for it in routes() if it.path not in APART_PATHS]
 
 
 @st.composite
