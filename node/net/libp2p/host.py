@@ -95,6 +95,15 @@ class DaemonSwarm(Swarm):
             stream = await super()._open_stream_on_connection(connection, connections, peer_id)
         return stream  # noqa: RET504 (mypy takes a cancel scope for one that may swallow the return)
 
+    async def close_peer(self, peer_id: ID) -> None:
+        """Close the connections that this peer has now; each leaves the list as it closes.
+
+        Stock then drops the whole list: a connection that came meanwhile lived on, known to nobody, and held its
+        slot for as long as the peer wanted.
+        """
+        for connection in self.get_connections(peer_id):
+            await self._close_connection_async(connection)
+
     async def close(self) -> None:
         """Close all connections at once; stock takes 0.2 s for each, one after the other."""
         async with trio.open_nursery() as nursery:

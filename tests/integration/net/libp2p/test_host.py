@@ -7,10 +7,12 @@ from libp2p.crypto.secp256k1 import create_new_key_pair as create_secp256k1_key_
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
+from multiaddr import Multiaddr
 
 from node.net import limits
-from node.net.libp2p.host import expand_wildcards
+from node.net.libp2p.host import DaemonSwarm, expand_wildcards
 from node.net.libp2p.network import LibP2pNetwork
+from node.net.libp2p.peers import to_libp2p
 from protocol.units import PeerId
 from tests.integration.net.libp2p.hosts import connect, host_of, make_bare_host, open_raw, port_of
 from tests.net.world import ECHO, WAIT_S, LibP2pWorld, check_echo, eventually, make_pair, where
@@ -39,6 +41,28 @@ async def test_newcomer_gets_in_when_300_connections_have_come_and_gone(
     await world.start(newcomer)
     newcomer.remember(where(two))
     await check_echo(newcomer, two.peer_id)
+
+
+async def test_no_connection_is_forgotten_when_it_comes_while_another_is_closed(
+    world: LibP2pWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await make_pair(world)
+    swarm, peer = host_of(one).get_network(), to_libp2p(two.peer_id)
+    assert isinstance(swarm, DaemonSwarm)
+    (first,) = swarm.get_connections(peer)
+    close = first.close
+
+    async def close_beside_a_dial() -> None:
+        monkeypatch.setattr(first, "close", close)
+        await swarm.dial_addr(Multiaddr(two.addresses[0]).decapsulate(Multiaddr(f"/p2p/{peer}")), peer)
+        await close()
+
+    monkeypatch.setattr(first, "close", close_beside_a_dial)
+    await one.disconnect(two.peer_id)
+    (second,) = swarm.get_connections(peer)
+    assert first.is_closed and second is not first
+    await one.disconnect(two.peer_id)
+    assert second.is_closed and not swarm.get_connections(peer)
 
 
 async def test_honest_peer_gets_in_when_a_source_holds_idle_connections(
