@@ -17,7 +17,7 @@ from node.api.job_views import JobEvent, job_event
 from node.api.operations import Operation, Says, get
 from node.api.services import Services
 from node.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream
-from node.market.journal import JobRecord
+from node.market.journal import JobRecord, Step
 
 PATH: Final = "/api/v1/jobs/events"
 
@@ -28,9 +28,9 @@ def job_events_route(services: Services) -> Operation:
     return get(PATH, JobEvents(services.feed), Says(about=about, events=JobEvent))
 
 
-def publish_step(feed: Feed, record: JobRecord) -> None:
+def publish_step(feed: Feed, record: JobRecord, step: Step | None) -> None:
     """Tell whoever follows the jobs where one has come."""
-    feed.publish("job", job_event(record))
+    feed.publish("job", job_event(record, step))
 
 
 class JobEvents:

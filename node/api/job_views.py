@@ -46,10 +46,11 @@ class JobTrace(View, frozen=True, kw_only=True):
 
 
 class JobEvent(View, frozen=True, kw_only=True):
-    """A job and its newest step, as ``/api/v1/jobs/events`` tells it."""
+    """A job and its new step, as ``/api/v1/jobs/events`` tells it."""
 
     job: JobView
     step: StepView | None
+    """Null where the job has ended, and its last step was told already."""
 
 
 class Finding(View, frozen=True, kw_only=True):
@@ -150,9 +151,9 @@ def job_trace(record: JobRecord, *, tokens_out: int | None = None) -> JobTrace:
     )
 
 
-def job_event(record: JobRecord) -> JobEvent:
-    """Return where a job has come."""
-    return JobEvent(job=job_view(record), step=_step(record.steps[-1]) if record.steps else None)
+def job_event(record: JobRecord, step: Step | None) -> JobEvent:
+    """Return where a job has come with ``step``; None: to its end."""
+    return JobEvent(job=job_view(record), step=None if step is None else _step(step))
 
 
 def quote_view(reply: QuoteReply) -> QuoteView:

@@ -10,7 +10,8 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final
 
 from node.errors import NodeError
-from node.market.journal import JobRecord
+from node.market.journal import JobRecord, Step
+from node.metrics import Role
 from protocol.identity import peer_id_to_text
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 NS_PER_MS: Final = 1_000_000
 _TRACER: Final = "souk"
+# Names of OpenTelemetry's SpanKind.
+_KINDS: Final[dict[Role, str]] = {"requester": "CLIENT", "worker": "SERVER", "local": "INTERNAL"}
 
 
 def otlp_processor(url: str) -> "SpanProcessor":
@@ -43,16 +46,17 @@ class JobSpans:
         self._processor = processor
         self._provider: TracerProvider | None = None
 
-    def follow(self, record: JobRecord) -> None:
+    def follow(self, record: JobRecord, _step: Step | None = None) -> None:
         """Make the spans of a job that is over; they go out later, from another thread."""
         if record.ended_ms is None:
             return
         from opentelemetry import trace
-        from opentelemetry.trace import Status, StatusCode
+        from opentelemetry.trace import SpanKind, Status, StatusCode
 
         tracer = self._tracers().get_tracer(_TRACER)
         whole = tracer.start_span(
-            f"{record.role} {record.model}",
+            f"{_operation(record)} {record.model}",
+            kind=SpanKind[_KINDS[record.role]],
             start_time=record.started_ms * NS_PER_MS,
             attributes=_attributes(record),
         )
@@ -88,13 +92,22 @@ class JobSpans:
         return self._provider
 
 
+def _operation(record: JobRecord) -> str:
+    """Return the conventions' name, or our own where they have none."""
+    assert record.operation is not None  # restored jobs are told to nobody
+    return "embeddings" if record.operation == "embed" else record.operation
+
+
 def _attributes(record: JobRecord) -> dict[str, str | int]:
+    failed = record.state != "closed"
     found: dict[str, str | int | None] = {
-        "gen_ai.operation.name": "text_completion",
+        "gen_ai.operation.name": _operation(record),
         "gen_ai.provider.name": "souk",
         "gen_ai.request.model": record.model,
         "gen_ai.usage.input_tokens": record.tokens_in,
         "gen_ai.usage.output_tokens": record.tokens_out,
+        "error.type": (record.code or record.state) if failed else None,
+        "souk.role": record.role,
         "souk.job": record.job_id.hex(),
         "souk.contract": None if record.contract_id is None else record.contract_id.hex(),
         "souk.peer": None if record.peer_id is None else peer_id_to_text(record.peer_id),

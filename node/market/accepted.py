@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from node.execution.interface import Prompt, ServedModel
 from node.ledger.entries import ContractRow
+from node.market.journal import Operation
 from protocol.contract import Accept, Contract
 from protocol.signed import Signed
 from protocol.states import ProviderState
@@ -22,6 +23,8 @@ class Accepted:
     model: ServedModel
     may_owe: Callable[[Microcredits], bool]
     """Whether this contract may come to that sum in all (spec 05, section 7); asked before each window."""
+    operation: Operation
+    """What kind of work it is."""
     loading_at_ms: UnixMs | None = None
     """When its model began to be loaded, where it was not there."""
 

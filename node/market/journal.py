@@ -7,11 +7,17 @@ same are the ledger's. Orders and sales have a ring each: no customer can push o
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Final, Literal, TypeAlias, TypeVar
+from typing import Final, Literal, TypeAlias, TypeVar, assert_never
 
 from node.market.order import Asking, Contracted, Finished, JobEvent, Output, PassedOver, Quoted
 from node.metrics import JobState, Role
 from protocol.states import ProviderState, RequesterState
+from protocol.task import GenerateInput
+from protocol.tasks.classify import ClassifyInput
+from protocol.tasks.embed import EmbedInput
+from protocol.tasks.forward import ForwardInput
+from protocol.tasks.registry import TaskInput
+from protocol.tasks.vad import VadInput
 from protocol.units import JobId, MessageId, PeerId, UnixMs
 
 K = TypeVar("K")
@@ -45,6 +51,7 @@ StepName: TypeAlias = Literal[
     "unpaid",
     "disputed",
 ]
+Operation: TypeAlias = Literal["chat", "text_completion", "embed", "classify", "vad", "forward"]
 OPEN: Final = "asking"
 """An order's state before any contract."""
 
@@ -99,6 +106,8 @@ class JobRecord:
     job_id: JobId
     model: str
     started_ms: UnixMs
+    operation: Operation | None = None
+    """What kind of work; None where the ledger does not say."""
     state: str = OPEN
     """Of the contract while the job is open; then how the job ended."""
     contract_id: MessageId | None = None
@@ -125,12 +134,16 @@ class JobRecord:
     def note(self, step: Step) -> None:
         """Add a step to the timeline, within its bound."""
         self._add(step)
-        self.tell()
+        self._tell(step)
 
-    def tell(self) -> None:
-        """Show the record as it stands to whoever follows the journal."""
+    def tell_steps(self) -> None:
+        """Tell whoever follows the journal what happened before the journal had this record."""
+        for step in self.steps:
+            self._tell(step)
+
+    def _tell(self, step: Step | None) -> None:
         for follower in self.followers:
-            follower(self)
+            follower(self, step)
 
     def _add(self, step: Step) -> None:
         self.steps.append(step)
@@ -223,15 +236,32 @@ class JobRecord:
         """Close the record; what is not well gets a last step that says so, unless there is one."""
         self.state, self.ended_ms = state, at_ms
         self.code, self.message = code or None, message or None
+        step = None
         if state != "closed" and not (self.steps and self.steps[-1].name == state):
-            self._add(
-                Step(name=state, at_ms=at_ms, code=self.code, message=self.message, tokens_out=self.tokens_out)
-            )
-        self.tell()
+            step = Step(name=state, at_ms=at_ms, code=self.code, message=self.message, tokens_out=self.tokens_out)
+            self._add(step)
+        self._tell(step)
 
 
-Follower: TypeAlias = Callable[[JobRecord], None]
-"""Called where things happen: it may neither block nor fail."""
+def operation_of(task_input: TaskInput) -> Operation:
+    """Return what kind of work this is an input of."""
+    match task_input:
+        case GenerateInput():
+            return "chat" if task_input.messages else "text_completion"
+        case EmbedInput():
+            return "embed"
+        case ClassifyInput():
+            return "classify"
+        case VadInput():
+            return "vad"
+        case ForwardInput():
+            return "forward"
+        case _:
+            assert_never(task_input)
+
+
+Follower: TypeAlias = Callable[[JobRecord, Step | None], None]
+"""Told of a step, or of an end that is none: None. Called where things happen: it may neither block nor fail."""
 
 
 class Journal:
@@ -256,7 +286,7 @@ class Journal:
         """Keep the record of a contract that we accepted, and forget an old one if there is no room."""
         self._sales[contract_id] = record
         record.followers = self._followers
-        record.tell()
+        record.tell_steps()
         _forget(self._sales)
 
     def restore(self, orders: Iterable[JobRecord], sales: Iterable[JobRecord]) -> None:

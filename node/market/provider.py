@@ -23,6 +23,7 @@ from node.market.accepted import Accepted, first_row
 from node.market.admission import RETRY_MS, Admission, Hold, Place, Refused
 from node.market.fit import check_fits, refused_by
 from node.market.input_reader import read_input_untrusted
+from node.market.journal import operation_of
 from node.market.late import LateContract
 from node.market.party import Line, Party
 from node.market.presence import run_unless_left
@@ -247,6 +248,7 @@ class Provider:
             prompt=prompt,
             model=model,
             may_owe=partial(self._may_owe, contract.message_id),
+            operation=operation_of(task_input),
             loading_at_ms=loading_at_ms,
         )
         return ProviderJob(self._party, line, accepted)

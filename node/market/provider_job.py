@@ -67,6 +67,7 @@ class ProviderJob:
         self._model = accepted.model
         self._may_owe = accepted.may_owe
         self._gaps = party.metrics.token_gaps("worker", accepted.model.name)
+        self.operation = accepted.operation
         self.loading_at_ms = accepted.loading_at_ms
         self._first_row = first_row(accepted.contract, accepted.accept, model=accepted.model.name)
         self._account = ProviderAccount(

@@ -20,7 +20,7 @@ from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportE
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.aftercare import Aftercare
 from node.market.attempt import Attempt
-from node.market.journal import JobRecord, Step
+from node.market.journal import JobRecord, Step, operation_of
 from node.market.order import (
     Asking,
     Contracted,
@@ -138,7 +138,13 @@ class Requester:
 
     def _begin(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> OrderTrace:
         job_id = JobId(self._party.entropy(JOB_ID_BYTES))
-        record = JobRecord(role="requester", job_id=job_id, model=order.model, started_ms=self._party.now_ms())
+        record = JobRecord(
+            role="requester",
+            job_id=job_id,
+            model=order.model,
+            started_ms=self._party.now_ms(),
+            operation=operation_of(order.task_input),
+        )
         self._party.journal.begin_order(record)
         trace = self._traces[job_id] = OrderTrace(record, sink, self._party.now_ms)
         return trace

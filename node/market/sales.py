@@ -13,6 +13,7 @@ def sale_record(job: ProviderJob, contract_id: MessageId, *, is_queued: bool) ->
         contract_id=contract_id,
         peer_id=job.contract.signer,
         model=job.model_name,
+        operation=job.operation,
         state=str(job.state),
         tokens_in=job.tokens_in,
         started_ms=UnixMs(job.accepted_at_ms),

@@ -1,6 +1,7 @@
 """Steps of jobs as a client sees them come."""
 
 import json
+from functools import partial
 
 import trio
 import trio.testing
@@ -8,7 +9,7 @@ import trio.testing
 from node.api.job_events import PATH, publish_step
 from node.api.sse import KEEP_ALIVE
 from node.market.journal import Journal
-from tests.api.fakes import ASKING, CONTRACT, CONTRACTED, TOKEN, Node, serve_node
+from tests.api.fakes import ASKING, CONTRACT, CONTRACTED, FINISHED, TOKEN, Node, serve_node
 from tests.api.test_job_routes import purchase
 from tests.api.test_openapi import DOCUMENT, find, validate
 
@@ -30,7 +31,7 @@ async def read_until(client: trio.SocketStream, end: bytes, count: int = 1) -> b
 
 async def test_follower_sees_each_step_of_an_order_and_its_end(nursery: trio.Nursery) -> None:
     node, journal = await serve_node(nursery), Journal()
-    journal.follow(lambda record: publish_step(node.feed, record))
+    journal.follow(partial(publish_step, node.feed))
     client = await follow(node)
     await read_until(client, KEEP_ALIVE)
     record = purchase(7, is_open=True)
@@ -51,10 +52,28 @@ async def test_follower_sees_each_step_of_an_order_and_its_end(nursery: trio.Nur
     await client.aclose()
 
 
+async def test_follower_hears_each_step_once_and_then_the_end_when_all_went_well(nursery: trio.Nursery) -> None:
+    node, journal = await serve_node(nursery), Journal()
+    journal.follow(partial(publish_step, node.feed))
+    client = await follow(node)
+    await read_until(client, KEEP_ALIVE)
+    record = purchase(7, is_open=True)
+    journal.begin_sale(CONTRACT, record)
+    record.hear(FINISHED, record.started_ms)
+    record.end("closed", record.started_ms)
+    text = (await read_until(client, b"event: job", 4)).decode()
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    told = [event["step"] and event["step"]["step"] for event in events]
+    assert told == ["asking", "contracted", "paid", None]
+    assert events[-1]["job"]["state"] == "closed" and events[-1]["job"]["ended_ms"] is not None
+    await client.aclose()
+
+
 async def test_follower_gets_what_it_missed_when_it_comes_back(nursery: trio.Nursery) -> None:
     node = await serve_node(nursery)
     for number in (1, 2, 3):
-        publish_step(node.feed, purchase(number))
+        record = purchase(number)
+        publish_step(node.feed, record, record.steps[-1])
     client = await follow(node, last_id="f-2")
     text = await read_until(client, b"event: job")
     assert b"id: f-3" in text and b"id: f-2" not in text

@@ -30,7 +30,9 @@ RUNNING = {
 
 def purchase(number: int = 0, *, is_open: bool = False) -> JobRecord:
     job_id = JobId(bytes([number]) * 16) if number else JOB
-    record = JobRecord(role="requester", job_id=job_id, model="tiny", started_ms=UnixMs(1_000 + number))
+    record = JobRecord(
+        role="requester", job_id=job_id, model="tiny", started_ms=UnixMs(1_000 + number), operation="chat"
+    )
     for at_ms, event in ((1_001, ASKING), (1_020, CONTRACTED)):
         record.hear(event, UnixMs(at_ms))
     if not is_open:

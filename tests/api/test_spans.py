@@ -9,10 +9,15 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 
 from node.api.spans import NS_PER_MS, JobSpans, otlp_processor
 from node.errors import NodeError
-from node.market.journal import JobRecord, Journal
+from node.market.journal import JobRecord, Journal, operation_of
+from protocol.task import ChatMessage, GenerateInput
+from protocol.tasks.embed import EmbedInput
+from protocol.tasks.registry import TaskInput
+from protocol.tasks.vad import VadInput
 from protocol.units import UnixMs
 from tests.api.fakes import CONTRACT, PEER_TEXT
 from tests.api.test_job_routes import purchase
@@ -39,13 +44,32 @@ def test_job_is_one_trace_with_a_span_for_each_step() -> None:
     told: Any = whole.attributes
     assert (told["gen_ai.request.model"], told["gen_ai.usage.output_tokens"]) == ("tiny", 2)
     assert (told["souk.contract"], told["souk.peer"]) == (CONTRACT.hex(), PEER_TEXT)
-    assert whole.status.is_unset
+    assert whole.status.is_unset and whole.kind is SpanKind.CLIENT
+    assert "error.type" not in told
+
+
+@pytest.mark.parametrize(
+    ("task_input", "name"),
+    [
+        (GenerateInput(messages=(ChatMessage(role="user", content="a"),)), "chat"),
+        (GenerateInput(prompt="a"), "text_completion"),
+        (EmbedInput(texts=("a",)), "embeddings"),
+        (VadInput(samples=bytes(2)), "vad"),
+    ],
+)
+def test_span_bears_the_conventions_name_for_the_work(task_input: TaskInput, name: str) -> None:
+    record = purchase()
+    record.operation = operation_of(task_input)
+    *_steps, whole = spans_of(record)
+    told: Any = whole.attributes
+    assert (whole.name, told["gen_ai.operation.name"]) == (f"{name} tiny", name)
 
 
 def test_failed_job_is_a_span_with_an_error() -> None:
     record = purchase(is_open=True)
     record.end("failed", UnixMs(2_000), code="peer_failed", message="it died")
     *_steps, whole = spans_of(record)
+    assert whole.attributes is not None and whole.attributes["error.type"] == "peer_failed"
     assert not whole.status.is_ok and whole.status.description == "peer_failed"
 
 

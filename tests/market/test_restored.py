@@ -99,6 +99,6 @@ async def test_restored_jobs_make_room_for_new_ones_and_tell_nobody(world: World
     assert await seller.ledger.timelines("requester", 2) == []
     assert [it.row.state for it in await seller.ledger.timelines("provider", 9)] == 3 * [ProviderState.CLOSED]
     journal, told = Journal(), list[JobRecord]()
-    journal.follow(told.append)
+    journal.follow(lambda record, _step: told.append(record))
     journal.restore(orders_of(lines), ())
     assert len(journal.records()) == 2 and not told
