@@ -59,7 +59,8 @@ def test_http_benchmark_counts_tokens_and_the_lag_of_the_loop(figure: Callable[[
         figure(f"HTTP overhead, {name}", f"{row['median']:.4g} {row['unit']}")
     # Half of what must be: the gate shares its machine. The figure itself is the benchmark's.
     assert rows["streamed, 1 at once"]["max"] > 5_000
-    assert rows["event loop late, p99, 1 at once"]["min"] < 20
+    # Ten times what may be: on a busy machine a process waits that long for a core.
+    assert rows["event loop late, p99, 1 at once"]["min"] < 200
 
 
 def test_mixed_load_ends_with_the_first_token_of_the_prompt(tmp_path: Path) -> None:
