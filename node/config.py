@@ -26,7 +26,13 @@ class ApiSection(Section, frozen=True, kw_only=True):
     bind: Annotated[str, Meta(pattern=r"^(127\.0\.0\.1|localhost|\[::1\]):\d{1,5}$")] = "127.0.0.1:11500"
     """Loopback only; port 0 lets the system choose."""
     max_queue: Annotated[int, Meta(ge=1, le=4096)] = 64
-    """Requests in work at once before 429."""
+    """Requests and detached jobs in work at once before 429."""
+    results_max: Annotated[int, Meta(ge=1, le=4096)] = 256
+    """Detached jobs (souk job submit) whose texts are kept in memory: running, and over."""
+    results_bytes_max: Annotated[int, Meta(ge=1 << 25, le=1 << 34)] = 1 << 26
+    """Of memory that their specs and answers may take together."""
+    results_keep_s: Annotated[int, Meta(ge=1, le=7 * 86_400)] = 3_600
+    """For so long an answer can be fetched, and its job run again; then its text is forgotten."""
 
 
 class P2pSection(Section, frozen=True, kw_only=True):

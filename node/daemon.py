@@ -15,6 +15,7 @@ import trio
 
 from node.api.app import make_app
 from node.api.daemon_view import OK, DaemonView, Rooms
+from node.api.detached import DetachedJobs
 from node.api.feed import Feed
 from node.api.job_events import publish_step
 from node.api.scrape import Scrape
@@ -251,7 +252,9 @@ class _Daemon:
         nursery.start_soon(self._settler.run)
         nursery.start_soon(self._follow_ledger)
         await nursery.start(self._gate.run)
-        url = await nursery.start(serve_app, make_app(services), self._config.api.bind)
+        detached = DetachedJobs(self._requester, self._config.api)
+        nursery.start_soon(detached.run)
+        url = await nursery.start(serve_app, make_app(services, detached), self._config.api.bind)
         async with trio.open_nursery() as starting:
             starting.start_soon(self._start_discovery, nursery)
             starting.start_soon(self._start_pool, nursery)

@@ -6,9 +6,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from node.api.answers import error_response
 from node.api.control import control_routes
 from node.api.dashboard import page_routes, session_routes
-from node.api.errors import ApiError, ClientGoneError, error_response, to_api_error
+from node.api.detached import DetachedJobs
+from node.api.detached_routes import detached_routes
+from node.api.errors import ApiError, ClientGoneError, to_api_error
 from node.api.guard import Guard
 from node.api.intake import Admission
 from node.api.job_events import job_events_route
@@ -30,8 +33,8 @@ CLIENT_CLOSED = 499
 """Nobody reads it; the log shows it."""
 
 
-def make_app(services: Services) -> ASGIApp:
-    """Return the app that ``node.api.server.serve_app`` serves."""
+def make_app(services: Services, detached: DetachedJobs) -> ASGIApp:
+    """Return the app that ``node.api.server.serve_app`` serves; ``detached.run`` carries out what it takes on."""
     sessions = Sessions(services.token)
     # One bound for all that orders a job.
     admission = Admission(services.config.max_queue)
@@ -40,6 +43,7 @@ def make_app(services: Services) -> ASGIApp:
         *task_routes(services, admission),
         job_events_route(services),
         *control_routes(services),
+        *detached_routes(services, admission, detached),
         *job_routes(services),
         *ledger_routes(services),
         *live_routes(services),

@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.responses import Response
 
 from node.errors import LedgerDiskError, NodeError, TransportError
 from node.market.order import (
@@ -157,16 +156,6 @@ def to_api_error(exc: NodeError) -> ApiError:
             return ApiError(str(exc), status=502, code="unreachable")
         case _:
             return ApiError(str(exc), status=500, code="internal_error")
-
-
-def error_response(error: ApiError) -> Response:
-    """Return the whole HTTP answer for ``error``."""
-    response = Response(msgspec.json.encode(error.answer()), error.status, media_type="application/json")
-    if error.retry_after_s is not None:
-        response.headers["retry-after"] = str(error.retry_after_s)
-    if error.status == 401:
-        response.headers["www-authenticate"] = "Bearer"
-    return response
 
 
 def _refusal(refusal: PassedOver) -> RefusalView:

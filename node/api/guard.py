@@ -14,7 +14,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from node.api.errors import ApiError, error_response
+from node.api.answers import error_response
+from node.api.errors import ApiError
 from node.api.sessions import Sessions
 from node.metrics import OTHER, Metrics
 

@@ -23,7 +23,7 @@ from node.api.job_views import (
     quote_view,
 )
 from node.api.operations import Operation, Says, get, post, read_json, read_query
-from node.api.services import Services
+from node.api.services import Services, View
 from node.api.views import JobsAnswer
 from node.api.why_job import why_job
 from node.api.why_node import why_node
@@ -109,20 +109,27 @@ class JobRoutes:
 
     def _find(self, request: Request) -> JobTrace:
         """Return the one job that the path names. Raises: ApiError."""
-        prefix = request.path_params["job"]
-        if not _ID_PREFIX.fullmatch(prefix):
-            raise bad_request("expected the first 4 to 64 hex digits of a job's or contract's id", param="job")
-        found = self._view.find_jobs(prefix.lower())
-        if not found:
-            raise ApiError(
-                f"no job among this node's newest has an id that starts with {prefix}; souk job ls has the"
-                " newest, souk receipts ls the contracts of all time",
-                status=404,
-                code="job_not_found",
-                param="job",
-            )
-        if len(found) > 1:
-            raise bad_request(
-                f"{len(found)} jobs have an id that starts with {prefix}: give more digits", param="job"
-            )
-        return found[0]
+        return find_job(self._view, request.path_params["job"])
+
+
+def read_prefix(text: str) -> str:
+    """Return the beginning of an id as ids are written. Raises: ApiError."""
+    if not _ID_PREFIX.fullmatch(text):
+        raise bad_request("expected the first 4 to 64 hex digits of a job's or contract's id", param="job")
+    return text.lower()
+
+
+def find_job(view: View, prefix: str) -> JobTrace:
+    """Return the one job whose own or whose contract's id starts so. Raises: ApiError."""
+    found = view.find_jobs(read_prefix(prefix))
+    if not found:
+        raise ApiError(
+            f"no job among this node's newest has an id that starts with {prefix}; souk job ls has the"
+            " newest, souk receipts ls the contracts of all time",
+            status=404,
+            code="job_not_found",
+            param="job",
+        )
+    if len(found) > 1:
+        raise bad_request(f"{len(found)} jobs have an id that starts with {prefix}: give more digits", param="job")
+    return found[0]

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from node.api.errors import ErrorAnswer
-from node.api.operations import EVENT_STREAM, Operation, Says, Struct, get
+from node.api.operations import EVENT_STREAM, Form, Operation, Says, Struct, get
 
 PATH: Final = "/api/v1/openapi.json"
 JSON: Final = "application/json"
@@ -67,8 +67,8 @@ def document(routes: Iterable[BaseRoute]) -> Node:
     }
 
 
-def _types(operations: Iterable[Operation]) -> list[Struct]:
-    found: dict[Struct, None] = {ErrorAnswer: None}
+def _types(operations: Iterable[Operation]) -> list[Form]:
+    found: dict[Form, None] = {ErrorAnswer: None}
     for it in operations:
         says = it.says
         found |= dict.fromkeys(type_ for type_ in (says.answer, says.events, says.body) if type_ is not None)
@@ -79,7 +79,7 @@ def _template(path: str) -> str:
     return re.sub(r"\{(\w+):\w+\}", r"{\1}", path)
 
 
-def _operation(route: Operation, schemas: dict[Struct, Node]) -> Node:
+def _operation(route: Operation, schemas: dict[Form, Node]) -> Node:
     says = route.says
     parameters = [*_path_parameters(route.path), *_query_parameters(says.query)]
     content = _content(says, schemas)
@@ -102,7 +102,7 @@ def _operation(route: Operation, schemas: dict[Struct, Node]) -> Node:
     return shown
 
 
-def _content(says: Says, schemas: dict[Struct, Node]) -> Node:
+def _content(says: Says, schemas: dict[Form, Node]) -> Node:
     content: Node = {}
     if says.answer is not None:
         content[JSON] = {"schema": schemas[says.answer]}

@@ -6,6 +6,7 @@ what the route does not take; that answers have the types promised is held by ``
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from types import UnionType
 from typing import Any, Final, Literal, TypeVar
 
 import msgspec
@@ -19,6 +20,8 @@ from node.api.intake import read_body
 
 Method = Literal["GET", "POST", "PATCH", "DELETE"]
 Struct = type[msgspec.Struct]
+Form = Struct | UnionType
+"""A struct, or several told apart by their tags."""
 Endpoint = Callable[[Request], Awaitable[Response]]
 Q = TypeVar("Q", bound=msgspec.Struct)
 EVENT_STREAM: Final = "text/event-stream"
@@ -38,7 +41,7 @@ class Says:
     """What each ``data:`` line of an answer in ``text/event-stream`` holds, where it can be one."""
     text: bool = False
     """The answer is plain text."""
-    body: Struct | None = None
+    body: Form | None = None
     query: Struct | None = None
     is_open: bool = False
     """No token is asked for."""

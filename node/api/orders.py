@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 from node.api.bodies import ChatRequest, ChatTurn, SoukOptions, TextRequest
 from node.api.errors import bad_request
-from node.market.order import Order
+from node.market.order import DEADLINE_S, Order
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted
 from protocol.task import ChatMessage, GenerateInput, Sampling
@@ -43,7 +43,7 @@ def to_order(request: ChatRequest | TextRequest, fresh_seed: int) -> Order:
         where=place_of(options.on),
         path=options.path,
         price_max_microcredits=None if price is None else Microcredits(price),
-        **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
+        deadline_s=DEADLINE_S if options.deadline_s is None else options.deadline_s,
     )
     try:
         encode_task_input(order.task_input)
@@ -70,7 +70,7 @@ def item_order(model: str, task_input: ItemInput, options: SoukOptions, *, param
         where=place_of(options.on),
         path=options.path,
         price_max_microcredits=None if price is None else Microcredits(price),
-        **({} if options.deadline_s is None else {"deadline_s": options.deadline_s}),
+        deadline_s=DEADLINE_S if options.deadline_s is None else options.deadline_s,
     )
     try:
         encode_task_input(task_input)

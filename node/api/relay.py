@@ -166,7 +166,7 @@ async def run_order(market: Market, order: Order, teller: Teller, receive: Recei
     """
 
     async def follow() -> bool:
-        return await _follow(market, order, teller)
+        return await follow_order(market, order, teller)
 
     try:
         # The market's promise, seen from our side of the border: without an error, the end was told.
@@ -175,8 +175,8 @@ async def run_order(market: Market, order: Order, teller: Teller, receive: Recei
         raise unfit_input(exc, param=input_field) from exc
 
 
-async def _follow(market: Market, order: Order, teller: Teller) -> bool:
-    """Return whether ``Finished`` was told. Raises: NodeError."""
+async def follow_order(market: Market, order: Order, teller: Teller) -> bool:
+    """Have ``order`` carried out whoever stays; return whether ``Finished`` was told. Raises: NodeError."""
     sink, events = trio.open_memory_channel[JobEvent](EVENTS_MAX)
     failures: list[NodeError] = []
     finished = False

@@ -107,6 +107,10 @@ def _seed() -> int:
     return secrets.randbits(63)
 
 
+def _job_id() -> JobId:
+    return JobId(secrets.token_bytes(16))
+
+
 def _unix_s() -> int:
     return int(time.time())
 
@@ -128,8 +132,8 @@ class Services:
     view: View
     connect: Callable[[str], Awaitable[PeerId]]
     """Dial a multiaddr. Raises: TransportError."""
-    quotes: Callable[[Enquiry], Awaitable[list[QuoteReply]]]
-    """Ask every peer with a model for binding terms. Raises: UnknownModelError, LedgerError."""
+    quotes: Callable[[Enquiry | Order], Awaitable[list[QuoteReply]]]
+    """Ask every peer with a model for binding terms. Raises: OrderError, LedgerError."""
     settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
     """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
     operator: Operator
@@ -147,5 +151,7 @@ class Services:
     """The newest lines of the daemon's log."""
     draw_seed: Callable[[], int] = _seed
     """A seed in 0..2⁶³-1 for a request that brings none."""
+    draw_job_id: Callable[[], JobId] = _job_id
+    """Of a detached job: its client is told before the market has begun."""
     unix_s: Callable[[], int] = _unix_s
     unix_ms: Callable[[], int] = _unix_ms

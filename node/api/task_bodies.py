@@ -80,7 +80,7 @@ class TextVector(View, frozen=True, kw_only=True):
     """Of length 1."""
 
 
-class EmbedAnswer(Answered, frozen=True, kw_only=True):
+class EmbedAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="embed"):
     vectors: tuple[TextVector, ...]
 
 
@@ -98,7 +98,7 @@ class ClassifiedImage(View, frozen=True, kw_only=True):
     """The likeliest first."""
 
 
-class ClassifyAnswer(Answered, frozen=True, kw_only=True):
+class ClassifyAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="classify"):
     images: tuple[ClassifiedImage, ...]
 
 
@@ -107,7 +107,7 @@ class SpeechSegment(View, frozen=True, kw_only=True):
     end_ms: int
 
 
-class VadAnswer(Answered, frozen=True, kw_only=True):
+class VadAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="vad"):
     segments: tuple[SpeechSegment, ...]
     duration_ms: int
     window_ms: int
@@ -115,7 +115,7 @@ class VadAnswer(Answered, frozen=True, kw_only=True):
     """How likely each window holds speech, in thousandths: what the segments are made of."""
 
 
-class ForwardAnswer(Answered, frozen=True, kw_only=True):
+class ForwardAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="forward"):
     tensors: bytes
     """A safetensors file."""
 

@@ -31,7 +31,7 @@ VERBS: Final = {
     "forward": ("node.cli.tasks:forward", "Run tensors through a model that makes no text."),
     "batch": ("node.cli.batch:batch", "Ask a file of requests and keep the answers."),
     "quote": ("node.cli.quote:quote", "Ask peers for their price without buying."),
-    "job": ("node.cli.jobs:job", "List, show, follow and cancel jobs."),
+    "job": ("node.cli.jobs:job", "Order, list, show, follow and cancel jobs."),
     "top": ("node.cli.top:top", "Watch devices, jobs, peers and earnings."),
     "why": ("node.cli.why:why", "Say why this node cannot serve or buy, or what happened to a job."),
     "peers": ("node.cli.network:peers", "List the peers, or connect to one."),

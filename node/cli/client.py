@@ -34,6 +34,9 @@ EXIT_OF_CODE: Final = {
     "no_capacity": Exit.NOBODY_WILLING,
     "queue_full": Exit.NOBODY_WILLING,
     "deadline": Exit.DEADLINE,
+    # The job is known, but nothing of it that could be shown or run again.
+    "result_gone": Exit.UNKNOWN,
+    "spec_gone": Exit.UNKNOWN,
     "context_length_exceeded": Exit.USAGE,
     "config_invalid": Exit.CONFIG,
     # 503 for programs, to try again; but it was this node and no peer that did not take it.
@@ -122,7 +125,13 @@ class Daemon:
         return self.request("GET", path, wait_s=wait_s)
 
     def request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, wait_s: float = REQUEST_S
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        wait_s: float = REQUEST_S,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:  # JSON of the daemon, shown and not judged
         """Return the JSON object that the daemon answers with, within ``wait_s`` of silence.
 
@@ -132,7 +141,7 @@ class Daemon:
         """
         connection = self._connection(wait_s)
         try:
-            return self._object(connection, self._send(connection, method, path, body))
+            return self._object(connection, self._send(connection, method, path, body, more=headers))
         finally:
             connection.close()
 
@@ -190,10 +199,16 @@ class Daemon:
         return _Connection(parts.hostname, port, silence_s=silence_s, deadline=self.deadline)
 
     def _send(
-        self, connection: _Connection, method: str, path: str, body: Mapping[str, Any] | None
+        self,
+        connection: _Connection,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        more: Mapping[str, str] | None = None,
     ) -> http.client.HTTPResponse:
         began_s = time.monotonic()
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **(more or {})}
         # Without a token the daemon's refusal tells more than we could.
         with contextlib.suppress(FileNotFoundError):
             headers["authorization"] = f"Bearer {self.home.read_token()}"

@@ -1,4 +1,7 @@
-"""``job``: the newest jobs of this node, one job's timeline, and cancelling. The daemon keeps them in memory."""
+"""``job``: the newest jobs of this node, one job's timeline, and cancelling. The daemon keeps them in memory.
+
+Ordering a job by its spec and fetching its result is ``detached.py``'s.
+"""
 
 from typing import Any
 from urllib.parse import quote
@@ -7,16 +10,18 @@ import click
 
 from node.cli.client import find_daemon
 from node.cli.completion import complete_job
+from node.cli.detached import rerun, result, submit, validate
 from node.cli.exits import Exit
 from node.cli.job_log import ms, print_log, said
 from node.cli.options import Globals, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, emit, facts, moment, money, note, short
+from node.cli.receipts import bundle_table, fetch_bundle
 
 
-@click.group(cls=SoukGroup, invoke_without_command=True)
+@click.group(cls=SoukGroup, invoke_without_command=True, commands=[submit, result, rerun, validate])
 @click.pass_context
 def job(ctx: click.Context) -> int:
-    """List, show, follow and cancel jobs."""
+    """List, show, follow and cancel jobs; order them by a spec, fetch their results."""
     return ctx.invoke(list_jobs) if ctx.invoked_subcommand is None else Exit.DONE
 
 
@@ -59,10 +64,16 @@ def _jobs_table(payload: Payload) -> str:
 
 @job.command("show")
 @click.argument("job_id", metavar="JOB", shell_complete=complete_job)
+@click.option("--receipt", "with_receipt", is_flag=True, help="And the signed messages of its contract.")
 @pass_globals
-def show(options: Globals, job_id: str) -> int:
+def show(options: Globals, job_id: str, with_receipt: bool) -> int:
     """Show what happened to JOB, given by the first digits of its id or its contract's; 5 when there is none."""
     payload = find_daemon(options).get(f"/api/v1/jobs/{quote(job_id, safe='')}")
+    if with_receipt:
+        contract_id = payload["job"].get("contract_id")
+        payload["bundle"] = None if contract_id is None else fetch_bundle(options, contract_id)
+        if contract_id is None:
+            note(options, "there is no receipt: the job has no contract")
     emit(options, payload, rows="timeline", table=_timeline)
     return Exit.DONE
 
@@ -98,6 +109,8 @@ def _timeline(payload: Payload) -> str:
     tail = f"\n({left_out} steps in the middle are left out)" if left_out else ""
     if payload.get("is_restored"):
         tail += "\n(from before the daemon's start: only what signed messages prove is left of its steps)"
+    if payload.get("bundle"):
+        tail += f"\n\n{bundle_table(payload['bundle'])}"
     return f"{head}\n\n{columns(('AFTER', 'STEP', 'PEER', ''), rows)}{tail}"
 
 

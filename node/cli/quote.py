@@ -24,11 +24,12 @@ def quote(options: Globals, model: str, tokens_in: int, tokens_out: int) -> int:
     """
     body = {"model": model, "prompt_tokens": tokens_in, "max_tokens": tokens_out}
     payload = find_daemon(options).request("POST", "/api/v1/quote", body)
-    emit(options, payload, rows="quotes", table=_table)
+    emit(options, payload, rows="quotes", table=quotes_table)
     return Exit.DONE if any(it.get("code") is None for it in payload["quotes"]) else Exit.NOBODY_WILLING
 
 
-def _table(payload: Payload) -> str:
+def quotes_table(payload: Payload) -> str:
+    """Return the offers and refusals of ``quote`` as a table."""
     titles = ("PEER", "AT MOST µc", "IN", "OUT", "FIRST TOKEN", "MEMORY", "HOLDS", "")
     return columns(titles, [_row(it) for it in payload["quotes"]])
 

@@ -36,7 +36,7 @@ def list_receipts(options: Globals, limit: int) -> int:
 @pass_globals
 def show(options: Globals, contract_id: str) -> int:
     """Show the signed messages of one contract; -o json prints the bundle that `verify` reads."""
-    emit(options, fetch_bundle(options, contract_id), rows="messages", table=_bundle_table)
+    emit(options, fetch_bundle(options, contract_id), rows="messages", table=bundle_table)
     return Exit.DONE
 
 
@@ -109,7 +109,7 @@ def _receipts_table(payload: Payload) -> str:
     return columns(("CONTRACT", "AT", "WE ARE", "PEER", "MODEL", "STATE", "IN", "OUT", "µc"), rows)
 
 
-def _bundle_table(bundle: Payload) -> str:
+def bundle_table(bundle: Payload) -> str:
     from protocol.errors import RemoteProtocolError
     from protocol.evidence import describe_untrusted
 

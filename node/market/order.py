@@ -4,7 +4,7 @@ The API speaks these; the requester carries an order out. Nothing here goes over
 """
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from node.errors import NodeError
 from protocol.errors import DeclineCode
@@ -14,6 +14,9 @@ from protocol.units import JobId, MessageId, Microcredits, PeerId
 
 Path = Literal["auto", "fast", "quote"]
 """``fast`` contracts on an advert's standing offer, ``quote`` asks first, ``auto`` decides by the advert's age."""
+
+
+DEADLINE_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,9 @@ class Order:
     path: Path = "auto"
     price_max_microcredits: Microcredits | None = None
     """For the whole job; None takes the configured bound."""
-    deadline_s: float = 600.0
+    deadline_s: float = DEADLINE_S
+    job_id: JobId | None = None
+    """None: the market draws one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from node.config import MarketSection
 from node.discovery.directory import Candidate, Directory
 from node.errors import LedgerError, StreamLostError, TransportError
 from node.market.enquiry import ask
-from node.market.order import Order, PassedOver, UnknownModelError
+from node.market.order import Order, PassedOver, UnknownModelError, WrongTaskError
 from node.market.party import Party
-from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, failed_by
+from node.market.purchase import AnswerLog, AttemptFailedError, Purchase, failed_by, make_purchase
 from node.market.terms import Deal
 from node.net.interface import Network
 from protocol import limits
@@ -24,6 +24,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.framing import QUOTE_PROTOCOL
 from protocol.price import Prices
 from protocol.task import GenerateInput, Sampling
+from protocol.tasks.registry import serves
 from protocol.units import MS_PER_S, JobId, Microcredits, PeerId
 
 ASKED_MAX: Final = 16
@@ -83,13 +84,13 @@ class Quotes:
         """Follow other prices from the next question on."""
         self._config = market
 
-    async def ask(self, enquiry: Enquiry) -> list[QuoteReply]:
-        """Return every peer's reply: the cheapest offer first, refusals last.
+    async def ask(self, wanted: Enquiry | Order) -> list[QuoteReply]:
+        """Return every peer's reply: the cheapest offer first, refusals last. An order is asked for as it is.
 
-        Raises: UnknownModelError, LedgerError.
+        Raises: UnknownModelError, WrongTaskError, PromptTooLongError (of an order), LedgerError.
         """
         self._party.ledger.check_writable()
-        purchase = self._purchase(enquiry)
+        purchase = self._purchase(wanted)
         replies: list[QuoteReply] = []
         faults: list[LedgerError] = []
 
@@ -99,7 +100,7 @@ class Quotes:
             except LedgerError as exc:
                 faults.append(exc)  # raised below, bare: a nursery would wrap it in a group
 
-        candidates = await self._find(enquiry.model)
+        candidates = await self._find(purchase)
         async with trio.open_nursery() as nursery:
             for candidate in candidates:
                 nursery.start_soon(put, candidate)
@@ -107,36 +108,48 @@ class Quotes:
             raise faults[0]
         return sorted(replies, key=_rank)
 
-    async def _find(self, model: str) -> list[Candidate]:
+    async def _find(self, purchase: Purchase) -> list[Candidate]:
+        model, where = purchase.order.model, purchase.order.where
         found = self._directory.candidates(model, self._party.now_ms())
         if not found:
             await self._look_up(model)
             found = self._directory.candidates(model, self._party.now_ms())
+        if not isinstance(where, str):
+            found = [it for it in found if it.peer_id == where]
         if not found:
             raise UnknownModelError(model, tuple(self._directory.model_names(self._party.now_ms())))
-        found.sort(key=lambda it: (it.is_doubted, it.offer.prices.tokens_out, it.peer_id))
+        able = [it for it in found if serves(it.offer.task, purchase.task)]
+        if not able:
+            offered = tuple(sorted({it.offer.task for it in found}))
+            raise WrongTaskError(model, wanted=purchase.task, offered=offered)
+        able.sort(key=lambda it: (it.is_doubted, it.offer.prices.tokens_out, it.peer_id))
         best: dict[PeerId, Candidate] = {}
-        for candidate in found:
+        for candidate in able:
             best.setdefault(candidate.peer_id, candidate)
         return list(best.values())[:ASKED_MAX]
 
-    def _purchase(self, enquiry: Enquiry) -> Purchase:
+    def _purchase(self, wanted: Enquiry | Order) -> Purchase:
+        job_id, ends_at = JobId(self._party.entropy(JOB_ID_BYTES)), trio.current_time() + LIFE_S
+        if isinstance(wanted, Order):
+            allowed = wanted.price_max_microcredits
+            price_max = self._config.price_max if allowed is None else allowed
+            return make_purchase(wanted, job_id, AnswerLog(), price_max=price_max, ends_at=ends_at)
         order = Order(
-            model=enquiry.model,
+            model=wanted.model,
             task_input=GenerateInput(prompt="-"),
             sampling=Sampling(),
-            tokens_out_max=enquiry.tokens_out_max,
+            tokens_out_max=wanted.tokens_out_max,
         )
         return Purchase(
             order=order,
-            job_id=JobId(self._party.entropy(JOB_ID_BYTES)),
+            job_id=job_id,
             log=AnswerLog(),
-            data=bytes(min(enquiry.tokens_in * BYTES_PER_TOKEN, limits.INPUT_BYTES_MAX)),
+            data=bytes(min(wanted.tokens_in * BYTES_PER_TOKEN, limits.INPUT_BYTES_MAX)),
             tokens_held=0,
-            tokens_in_max=enquiry.tokens_in,
-            tokens_out_max=enquiry.tokens_out_max,
+            tokens_in_max=wanted.tokens_in,
+            tokens_out_max=wanted.tokens_out_max,
             price_max=Microcredits(self._config.price_max),
-            ends_at=trio.current_time() + LIFE_S,
+            ends_at=ends_at,
         )
 
     async def _ask_one(self, purchase: Purchase, candidate: Candidate) -> QuoteReply:

@@ -137,7 +137,7 @@ class Requester:
         return True
 
     def _begin(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> OrderTrace:
-        job_id = JobId(self._party.entropy(JOB_ID_BYTES))
+        job_id = order.job_id or JobId(self._party.entropy(JOB_ID_BYTES))
         record = JobRecord(
             role="requester",
             job_id=job_id,

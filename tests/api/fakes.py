@@ -1,6 +1,7 @@
 """A scripted market and view behind the real server, and a client that speaks plain HTTP."""
 
 import http.client
+import itertools
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ import trio
 from nacl.signing import SigningKey
 
 from node.api.app import make_app
+from node.api.detached import DetachedJobs
 from node.api.errors import ApiError
 from node.api.feed import Feed
 from node.api.job_views import JobTrace, job_trace, job_view
@@ -335,10 +337,11 @@ class Dialler:
             acknowledged=told,
         )
 
-    async def quotes(self, enquiry: Enquiry) -> list[QuoteReply]:
+    async def quotes(self, enquiry: Enquiry | Order) -> list[QuoteReply]:
         if enquiry.model != "tiny":
             raise UnknownModelError(enquiry.model, ("tiny",))
-        price = Microcredits(enquiry.tokens_in + 2 * enquiry.tokens_out_max)
+        tokens_in = enquiry.tokens_in if isinstance(enquiry, Enquiry) else 1
+        price = Microcredits(tokens_in + 2 * enquiry.tokens_out_max)
         prices = Prices(fixed=0, tokens_in=1, tokens_out=2, per_s=0)
         offered = Offered(
             peer_id=PEER,
@@ -448,6 +451,7 @@ def fake_services(
         shelf=OneModel(),
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
+        draw_job_id=(JobId(bytes([number]) * 16) for number in itertools.count(1)).__next__,
         unix_s=lambda: 1_700_000_000,
         feed=feed or Feed(run="f"),
         metrics=metrics,
@@ -462,22 +466,18 @@ async def serve_node(
     """Start the real server on a free port, with fakes behind it."""
     market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
     log_lines, operator, feed = LogRing(), FakeOperator(), Feed(run="f")
-    services = fake_services(
-        market,
-        view=view,
-        dialler=dialler,
-        metrics=metrics,
-        operator=operator,
-        feed=feed,
-        config=config,
-        log_lines=log_lines,
-    )
+    given = {"view": view, "dialler": dialler, "metrics": metrics, "operator": operator, "feed": feed}
+    services = fake_services(market, config=config, log_lines=log_lines, **given)  # type: ignore[arg-type]
     scope, ended = trio.CancelScope(), trio.Event()
+
+    detached = DetachedJobs(market, services.config)
 
     async def serve(task_status: trio.TaskStatus[str]) -> None:
         try:
             with scope:
-                await serve_app(make_app(services), "127.0.0.1:0", task_status=task_status)
+                async with trio.open_nursery() as rooms:
+                    rooms.start_soon(detached.run)
+                    await serve_app(make_app(services, detached), "127.0.0.1:0", task_status=task_status)
         finally:
             ended.set()
 

@@ -4,7 +4,7 @@ import base64
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 from urllib.parse import quote, urlencode
 
 import jsonschema
@@ -17,9 +17,20 @@ from starlette.routing import Route
 
 from node.api import job_events, log_routes, openapi
 from node.api.app import make_app
+from node.api.detached import DetachedJobs
 from node.api.operations import Operation
 from scripts.spec.items import tensor_file
-from tests.api.fakes import CONTRACT, JOB, PEER_TEXT, Node, Reply, chat_body, fake_services, serve_node
+from tests.api.fakes import (
+    CONTRACT,
+    JOB,
+    PEER_TEXT,
+    Node,
+    Reply,
+    chat_body,
+    fake_services,
+    serve_node,
+)
+from tests.api.test_detached import detached_id
 from tests.api.test_job_routes import purchase
 from tests.api.test_ledger_routes import REQUESTER, FixedBooks
 from tests.api.test_live import first
@@ -27,6 +38,8 @@ from tests.api.test_live import first
 DOCUMENT = "/api/v1/openapi.json"
 Json = Any  # a document of JSON; what does not fit fails the test
 TEXT_BODY = {"model": "tiny", "prompt": "Once"}
+SPEC = {"task": "embed", "model": "tiny", "texts": ["Once"]}
+DETACHED = detached_id(1).hex()
 TENSORS = base64.b64encode(tensor_file(("h", "U8", (1,), b"x"))).decode()
 
 # What fills the path of each operation, and the body that it takes: an operation that is new needs a line here.
@@ -63,6 +76,10 @@ GOOD: dict[tuple[str, str], object] = {
     ("POST", "/api/v1/quote"): {"model": "tiny"},
     ("GET", "/api/v1/why"): None,
     ("GET", "/api/v1/jobs?role=requester&state=open"): None,
+    ("POST", "/api/v1/jobs"): SPEC,
+    ("POST", "/api/v1/jobs/quote"): SPEC,
+    ("GET", f"/api/v1/jobs/{DETACHED}/result?wait_s=5"): None,
+    ("POST", f"/api/v1/jobs/{DETACHED}/rerun"): None,
     ("GET", f"/api/v1/jobs/{JOB.hex()}"): None,
     ("GET", f"/api/v1/jobs/{JOB.hex()}/why"): None,
     ("POST", f"/api/v1/jobs/{JOB.hex()}/cancel"): None,
@@ -100,6 +117,10 @@ BAD: dict[tuple[str, str], object] = {
     ("POST", "/api/v1/quote"): {"model": "huge"},
     ("GET", "/api/v1/jobs?role=nobody"): None,
     ("GET", "/api/v1/jobs/abcdef"): None,
+    ("POST", "/api/v1/jobs"): {"task": "chat"},
+    ("POST", "/api/v1/jobs/quote"): {**SPEC, "souk": {"on": "local"}},
+    ("GET", f"/api/v1/jobs/{JOB.hex()}/result"): None,
+    ("POST", f"/api/v1/jobs/{JOB.hex()}/rerun"): None,
     ("GET", "/api/v1/ledger/entries?after=-1"): None,
     ("GET", "/api/v1/ledger/statements?peer=x"): None,
     ("GET", "/api/v1/ledger/nobody"): None,
@@ -227,7 +248,8 @@ values = st.recursive(scalars, lambda it: st.lists(it, max_size=3) | st.dictiona
 
 
 def routes() -> list[Operation]:
-    guard: Any = make_app(fake_services())  # Any: looks inside
+    services = fake_services()
+    guard: Any = make_app(services, DetachedJobs(services.market, services.config))  # Any: looks inside
     app: Starlette = guard._app
     others = [route.path for route in app.routes if isinstance(route, Route) and not isinstance(route, Operation)]
     assert others == ["/", "/ui/{name}"], "the dashboard's files alone may say nothing of themselves"
@@ -260,7 +282,8 @@ def calls(draw: st.DrawFn) -> tuple[str, str, object]:
         )
     if (form := route.says.body) is None:
         return route.method, path, None
-    return route.method, path, draw(st.dictionaries(st.sampled_from(form.__struct_fields__), values) | values)
+    names = [name for kind in get_args(form) or (form,) for name in kind.__struct_fields__]
+    return route.method, path, draw(st.dictionaries(st.sampled_from(names), values) | values)
 
 
 async def send(requests: list[tuple[str, str, object]]) -> None:

@@ -106,7 +106,7 @@ async def test_client_gets_the_result_and_what_it_cost(
     found = reply.json
     souk = found.pop("souk")
     assert (souk["peer"], souk["contract_id"], souk["cost_microcredits"]) == (PEER_TEXT, CONTRACT.hex(), 7)
-    assert found == {"schema": 1, "model": "tiny", "usage": {"units_in": 3, "units_out": 2}, **told}
+    assert found == {"schema": 1, "task": task, "model": "tiny", "usage": {"units_in": 3, "units_out": 2}, **told}
     (order,) = market.orders
     assert (order.task_input, order.tokens_out_max) == (asked, asked.units_out)
     assert (order.where, order.price_max_microcredits) == ("remote", 9)

@@ -100,3 +100,14 @@ def test_cancel_ends_with_the_code_of_its_refusal(
 def test_job_id_cannot_name_another_path(daemon: FakeDaemon) -> None:
     souk("job", "show", "../status")
     assert daemon.asked[-1][0] == "GET /api/v1/jobs/..%2Fstatus"
+
+
+def test_timeline_comes_with_the_signed_messages_when_they_are_wanted(daemon: FakeDaemon) -> None:
+    bundle = {"network": "aa", "messages": [{"type": "receipt", "from": "provider", "at_ms": 1, "envelope": "00"}]}
+    daemon.answer(f"GET /api/v1/jobs/{JOB}", TRACE)
+    daemon.answer(f"GET /api/v1/receipts/{BOUGHT['contract_id']}", {"schema": 1, "bundle": bundle})
+    assert "receipt  from provider" in souk("job", "show", JOB, "--receipt").out
+    assert souk("job", "show", JOB, "--receipt", "-o", "json").json() == TRACE | {"bundle": bundle}
+    daemon.answer(f"GET /api/v1/jobs/{JOB}", TRACE | {"job": BOUGHT | {"contract_id": None}})
+    ran = souk("job", "show", JOB, "--receipt")
+    assert ran.code == 0 and "no contract" in ran.err

@@ -1,12 +1,15 @@
 """Asking around: binding terms from everybody who has the model, and nothing bought."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 
 from node.config import MarketSection
-from node.market.order import PassedOver, UnknownModelError
+from node.market.order import Contracted, PassedOver, UnknownModelError, WrongTaskError
 from node.market.quotes import Enquiry, Offered, Quotes
 from protocol import limits
+from protocol.tasks.embed import EmbedInput
 from protocol.units import MS_PER_S
 from tests.fakes import ScriptedExecutor
 from tests.market.world import Node, World, buy, order
@@ -66,3 +69,17 @@ async def test_models_on_offer_are_named_when_nobody_has_the_wanted_one(world: W
     world.introduce(buyer, provider)
     with pytest.raises(UnknownModelError, match="tiny"):
         await quotes_of(buyer).ask(Enquiry(model="huge", tokens_in=1, tokens_out_max=1))
+
+
+async def test_order_is_quoted_as_it_is(world: World) -> None:
+    one, other, buyer = await seller(world, "p"), await seller(world, "q"), await world.node("r")
+    world.introduce(buyer, one, other)
+    wanted = order(tokens=10, where=other.peer_id)
+    (reply,) = await quotes_of(buyer).ask(wanted)
+    (contracted,) = [it for it in (await buy(buyer, wanted)).events if isinstance(it, Contracted)]
+    assert isinstance(reply, Offered) and reply.peer_id == other.peer_id
+    assert reply.price_max_microcredits == contracted.price_max_microcredits
+    with pytest.raises(WrongTaskError):
+        await quotes_of(buyer).ask(replace(wanted, task_input=EmbedInput(texts=("a",))))
+    with pytest.raises(UnknownModelError):
+        await quotes_of(buyer).ask(replace(wanted, where=buyer.peer_id))

@@ -1,6 +1,7 @@
 """How an order finds its provider, what is tried next, and how the failure is named when nobody is left."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import trio
@@ -20,6 +21,7 @@ from node.market.order import (
     UnknownModelError,
 )
 from protocol.states import ProviderState, RequesterState
+from protocol.units import JobId
 from tests.fakes import Script, ScriptedExecutor, served_model
 from tests.market.world import Bought, Node, World, buy, order
 
@@ -238,6 +240,13 @@ async def test_own_job_fails_with_the_workers_reason(
     node = await seller(world, "p", script)
     bought = await buy(node, order(where="local"))
     assert isinstance(bought.error, error) and getattr(bought.error, "code", None) == code
+
+
+async def test_order_has_the_id_that_it_was_given(world: World) -> None:
+    node = await seller(world, "p")
+    job_id = JobId(b"i" * 16)
+    finished = (await buy(node, replace(order(where="local"), job_id=job_id))).finished
+    assert finished.job_id == job_id and node.party.journal.find(job_id.hex())
 
 
 async def test_own_prompt_is_forgotten_when_the_user_leaves_before_it_runs(world: World) -> None:
