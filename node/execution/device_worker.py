@@ -206,21 +206,24 @@ class DeviceWorker:
         return [(it.model_id, it.context_tokens, it.lacks) for it in self.served]
 
     async def _keep(self, task_status: TaskStatus[None]) -> None:
+        next_one: _Candidate | None = None
         async with trio.open_nursery() as nursery:
             while True:
-                candidate = self._take_spare() or self._start(nursery)
-                candidate.process.wake()
+                candidate = next_one or self._take_spare() or self._start(nursery)
+                self._wake(candidate)
                 await candidate.decided.wait()
                 if candidate.is_loaded and await self._passes_probe(candidate):
                     self._serve(candidate)
                     self._announce(task_status)
                     if candidate.was_spare:
                         await self._catch_up(candidate)
-                    self._keep_spare(nursery)
-                    await candidate.process.wait_dead()
+                    await self._keep_spares(candidate, nursery)
                 self._note_death(candidate)
                 # Whoever waits for this node to be up is not kept waiting by one broken device.
                 self._announce(task_status)
+                # Its imports are most of a cold start, and need nothing of what the dead one still holds.
+                is_wanted = not self._has_spare and not self._quarantine.is_on
+                next_one = self._start(nursery, is_held=True) if is_wanted else None
                 if self._spare is None or not self._spare.is_loaded:
                     # What it held is needed for the next one.
                     await candidate.process.wait_over()
@@ -267,7 +270,7 @@ class DeviceWorker:
                 readable=self._setup.readable,
                 impossible=_VLLM_UNJAILED if self._setup.config.vllm_python else "",
             ),
-            memory_bytes_max=self._memory_bytes_max(),
+            memory_bytes_max=self._memory_bytes_max(self._serving),
             is_held=is_held,
         )
         process = WorkerProcess(
@@ -285,13 +288,20 @@ class DeviceWorker:
         nursery.start_soon(self._live, candidate)
         return candidate
 
-    def _memory_bytes_max(self) -> int:
-        """Return what a worker may hold of this machine's memory: its part, or what is free of it."""
+    def _wake(self, candidate: _Candidate) -> None:
+        """Let a candidate that was held take the device, and what is free of the machine's memory by now."""
+        if candidate.process.is_held:
+            candidate.process.wake(memory_bytes_max=self._memory_bytes_max(candidate))
+
+    def _memory_bytes_max(self, beside: _Candidate | None) -> int:
+        """Return what a worker may hold of this machine's memory: its part, or what is free of it.
+
+        What ``beside`` holds counts as free: the worker itself, or the one in whose place it will be.
+        """
         cpu, config = read_cpu(), self._setup.config
         free = cpu.memory_free_bytes
-        if self._serving is not None and self._serving.process.pid is not None:
-            # A spare is born beside the worker in whose place it will be: what that one holds is free by then.
-            free += resident_bytes(self._serving.process.pid) or 0
+        if beside is not None and beside.process.pid is not None:
+            free += resident_bytes(beside.process.pid) or 0
         found = min(free, cpu.memory_total_bytes * config.memory_percent // 100)
         if self._setup.choice.kind == "cpu" and config.memory_bytes_max:
             # A tenth more than is planned for: arithmetic knows no allocator.
@@ -357,14 +367,41 @@ class DeviceWorker:
                 log.warning("model left out", extra={"model": model_id.hex(), "cause": str(exc)})
         self._changes.announce()
 
-    def _take_spare(self) -> _Candidate | None:
-        spare, self._spare = self._spare, None
-        return None if spare is None or spare.process.death is not None else spare
+    @property
+    def _has_spare(self) -> bool:
+        return self._spare is not None and self._spare.process.death is None
 
-    def _keep_spare(self, nursery: trio.Nursery) -> None:
-        if self._setup.config.warm_spare:
-            self._spare = self._start(nursery, is_held=not self._fits_twice())
-            self._spare.was_spare = True
+    def _take_spare(self) -> _Candidate | None:
+        spare = self._spare if self._has_spare else None
+        self._spare = None
+        return spare
+
+    async def _keep_spares(self, serving: _Candidate, nursery: trio.Nursery) -> None:
+        """Keep a spare beside a worker that serves, where one is wanted; return when that worker is dead."""
+        async with trio.open_nursery() as beside:
+            if self._setup.config.warm_spare:
+                beside.start_soon(self._replace_spares, nursery)
+            await serving.process.wait_dead()
+            beside.cancel_scope.cancel()
+
+    async def _replace_spares(self, nursery: trio.Nursery) -> None:
+        """Start a spare, and another one after each that dies by itself: later and later, and never often."""
+        rules, dead_in_a_row = self._setup.rules, 0
+        while True:
+            born_at = trio.current_time()
+            spare = self._spare = self._start(nursery, is_held=not self._fits_twice())
+            spare.was_spare = True
+            await spare.process.wait_dead()
+            spare.scope.cancel()
+            self._spare = None
+            has_lived = trio.current_time() - born_at >= rules.quarantine.window_s
+            dead_in_a_row = 1 if has_lived else dead_in_a_row + 1
+            pause_s = rules.spare_pauses_s[min(dead_in_a_row, len(rules.spare_pauses_s)) - 1]
+            cause = spare.fault or str(spare.process.death)
+            extra = {"device": self._setup.choice.name, "cause": cause, "restart_in_s": pause_s}
+            log.warning("spare died", extra=extra)
+            self._changes.announce()
+            await trio.sleep(pause_s)
 
     def _fits_twice(self) -> bool:
         """Whether the device holds all models a second time."""
@@ -381,7 +418,7 @@ class DeviceWorker:
         return 2 * needed + FIXED_BYTES[report.kind] <= budget
 
     def _spare_state(self) -> Spare:
-        if self._spare is None or self._spare.process.death is not None:
+        if self._spare is None or not self._has_spare:
             return "none"
         if self._spare.is_loaded:
             return "loaded"

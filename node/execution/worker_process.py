@@ -102,7 +102,7 @@ class WorkerProcess:
     ) -> None:
         self._setup = setup
         self._environment = environment
-        self._limits = limits
+        self._limits, self._memory_bytes_max = limits, limits.memory_bytes_max
         # Tests bring workers that misbehave.
         self._command = command
         self._numbers = itertools.count(1)
@@ -163,8 +163,9 @@ class WorkerProcess:
             assert self._death is not None
             raise self._death
 
-    def wake(self) -> None:
-        """Let a worker that was held take its device."""
+    def wake(self, *, memory_bytes_max: int | None) -> None:
+        """Let a worker that was held take its device, and no more of this machine's memory than that."""
+        self._memory_bytes_max = memory_bytes_max
         self._wanted.set()
 
     @property
@@ -270,8 +271,8 @@ class WorkerProcess:
             nursery.start_soon(self._write, stream)
             nursery.start_soon(watch, partial(self._read, stream, task_status))
             nursery.start_soon(watch, self._watch_signs)
-            if self._limits.memory_bytes_max is not None:
-                nursery.start_soon(watch, partial(self._watch_memory, self._limits.memory_bytes_max))
+            if self._memory_bytes_max is not None:
+                nursery.start_soon(watch, self._watch_memory)
         return causes[0]
 
     async def _write(self, stream: trio.SocketStream) -> None:
@@ -321,16 +322,16 @@ class WorkerProcess:
                 text = f"the worker held {self.jobs} jobs, and {self._patience.describe(now)}"
                 return _Cause("worker_hung", text)
 
-    async def _watch_memory(self, bytes_max: int) -> _Cause:
-        """Return once the worker holds more than ``bytes_max``: before the machine swaps.
+    async def _watch_memory(self) -> _Cause:
+        """Return once the worker holds more than it may: before the machine swaps.
 
         A measurement and no polling: nothing tells how much memory another process holds. Only while it works.
         """
         assert self.pid is not None
         while True:
             await self._has_work.wait()
-            held = resident_bytes(self.pid)
-            if held is not None and held > bytes_max:
+            held, bytes_max = resident_bytes(self.pid), self._memory_bytes_max
+            if held is not None and bytes_max is not None and held > bytes_max:
                 return _Cause(
                     "worker_memory",
                     f"the worker held {held >> 20} MiB of memory, it may hold {bytes_max >> 20} MiB",

@@ -28,5 +28,7 @@ class WorkerRules:
     """By so much free memory has to change before anything follows."""
     inventory: Inventory | None = None
     """In place of this machine's."""
+    spare_pauses_s: tuple[float, ...] = (1.0, 10.0, 60.0, 600.0)
+    """Before the first, the second … spare that follows one which died by itself."""
     quarantine: QuarantineRules = field(default_factory=QuarantineRules)
     command: Sequence[str] = COMMAND

@@ -274,7 +274,7 @@ async def test_held_worker_takes_its_device_when_it_is_woken() -> None:
         with trio.move_on_after(0.5) as early:
             await worker.wait_ready()
         assert early.cancelled_caught and worker.is_held
-        worker.wake()
+        worker.wake(memory_bytes_max=None)
         with trio.fail_after(20):
             assert (await worker.wait_ready()).architecture == "script"
         nursery.cancel_scope.cancel()
