@@ -6,6 +6,7 @@ margin is: ``engine/score.py``; what follows from one that is too far is for aud
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,9 @@ class Thresholds:
 
     def is_far(self, score: Score, sampling: Sampling) -> bool:
         """Return whether an answer is further from this model's own than honest ones were."""
-        return score.mean_margin > (self.greedy if sampling.temperature_milli == 0 else self.sampled)
+        most = self.greedy if sampling.temperature_milli == 0 else self.sampled
+        # Not "above": a margin that is no number says that something here or there is broken.
+        return not score.mean_margin <= most
 
 
 class Both(Executor, Scorer, Protocol):
@@ -50,11 +53,13 @@ def calibrate(greedy: Sequence[float], sampled: Sequence[float], *, answer_token
     """Return thresholds from the mean margins of honest answers.
 
     Raises:
-        ValueError: there are too few of them to tell anything.
+        ValueError: there are too few of them to tell anything, or one is no number.
     """
     answers = min(len(greedy), len(sampled))
     if answers < ANSWERS_MIN:
         raise ValueError(f"expected {ANSWERS_MIN} honest answers of each kind, got {answers}")
+    if not all(map(math.isfinite, (*greedy, *sampled))):
+        raise ValueError("expected margins that are numbers, got one that is none")
     return Thresholds(
         greedy=max(MARGIN_MIN, HEADROOM * max(greedy)),
         sampled=max(MARGIN_MIN, HEADROOM * max(sampled)),

@@ -18,7 +18,7 @@ from node.execution.frames import Ready, Setup
 from node.execution.interface import DeviceReport, ServedModel
 from node.execution.inventory import DeviceNow
 from node.execution.jail import Jail
-from node.execution.loading import DeviceModels, DeviceSetup, ModelLoader, measure_model
+from node.execution.loading import DeviceModels, DeviceSetup, ModelLoader, measure_model, probe_device
 from node.execution.memory_plan import FIXED_BYTES, device_budget
 from node.execution.model_fit import LocalModel
 from node.execution.quarantine import Quarantine
@@ -95,6 +95,11 @@ class DeviceWorker:
     @property
     def is_alive(self) -> bool:
         return self._serving is not None and self._serving.is_loaded
+
+    @property
+    def free_bytes(self) -> int:
+        """What no model takes of the device's budget; nothing while another worker is being started."""
+        return self._models.free_bytes if self.is_alive and self._models is not None else 0
 
     def wants(self, model_id: ModelId) -> bool:
         """Return whether this device was asked to serve the model, loaded or not."""
@@ -339,7 +344,8 @@ class DeviceWorker:
         if not self._quarantine.is_on:
             return True
         try:
-            assert candidate.models is not None
+            assert candidate.models is not None and candidate.ready is not None
+            await probe_device(candidate.process, candidate.ready, self._setup.config)
             if loaded := [model for model in candidate.models.served if model.is_loaded]:
                 await measure_model(candidate.process, loaded[0].model_id)
         except ExecutionError as exc:

@@ -125,6 +125,13 @@ class MeasureDevice(Frame, frozen=True, kw_only=True):
     """At most so much may be taken for it."""
 
 
+class Probe(Frame, frozen=True, kw_only=True):
+    """Compute what is known on the device; answered by ``Probed``, or ``Failed`` when something else comes out."""
+
+    request: int
+    dtype: Dtype
+
+
 class Measure(Frame, frozen=True, kw_only=True):
     """Measure this model's decode speed; answered by ``Measured``."""
 
@@ -186,6 +193,10 @@ class DeviceMeasured(Frame, frozen=True, kw_only=True):
     read_mb_per_s: Count
 
 
+class Probed(Frame, frozen=True, kw_only=True):
+    request: int
+
+
 class Measured(Frame, frozen=True, kw_only=True):
     request: int
     tokens_per_s_milli: Count
@@ -237,10 +248,10 @@ class Step(Frame, frozen=True, kw_only=True):
 
 
 ToWorker: TypeAlias = (
-    Setup | Load | Unload | Prepare | PrepareItems | Start | Cancel | MeasureDevice | Measure | Score
+    Setup | Load | Unload | Prepare | PrepareItems | Start | Cancel | MeasureDevice | Probe | Measure | Score
 )
 FromWorker: TypeAlias = (
-    Ready | Loaded | Unloaded | Prepared | DeviceMeasured | Measured | Scored | Failed | Fault | Step
+    Ready | Loaded | Unloaded | Prepared | DeviceMeasured | Probed | Measured | Scored | Failed | Fault | Step
 )
 
 _encoder = msgspec.msgpack.Encoder()

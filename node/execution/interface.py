@@ -165,7 +165,7 @@ class Executor(Protocol):
         Raises:
             JobRefusedError: ``model_unknown``: the model store has no such model.
             ExecutionError: ``memory``: it fits no device; ``model_busy``: jobs are in the way; ``load``: its files
-                are not what the engine runs.
+                are not what the engine runs. Of several devices the message has each one's reason.
             WorkerDiedError: the worker is gone; another is being started.
         """
 

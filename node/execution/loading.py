@@ -24,6 +24,8 @@ from node.execution.frames import (
     Measure,
     Measured,
     MeasureDevice,
+    Probe,
+    Probed,
     Ready,
     Unload,
 )
@@ -42,7 +44,7 @@ from node.execution.memory_plan import (
 from node.execution.model_fit import PREFILL_TOKENS, SDPA, VLLM, Fit, LocalModel, choose_dtype, fit_model, vllm_use
 from node.execution.residency import MEMORY, Residency
 from node.execution.seats import Seats
-from node.execution.worker_process import WorkerProcess
+from node.execution.worker_process import Request, WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
 from protocol.profile import Profile
@@ -258,6 +260,19 @@ class DeviceModels:
         finally:
             self._residency.end_use(model_id)
 
+    def open_request(self, events_max: int) -> Request:
+        """Return a request to the worker that has these models, whichever serves by now.
+
+        Raises:
+            WorkerDiedError: that one is gone.
+        """
+        return self._process.open_request(events_max)
+
+    @property
+    def free_bytes(self) -> int:
+        """What no model takes."""
+        return self._residency.free_bytes
+
     def is_loaded(self, model_id: ModelId) -> bool:
         return model_id in self._residency
 
@@ -416,6 +431,18 @@ class DeviceModels:
             kernels="paged" if is_own else kernels,
             sampler="own" if is_own else "spec",
         )
+
+
+async def probe_device(process: WorkerProcess, ready: Ready, config: WorkerSection) -> None:
+    """Let the device compute what is known, in fp32 and in the dtype that is served.
+
+    Raises:
+        ExecutionError, WorkerDiedError: it did not, or nobody knows.
+    """
+    with process.open_request(1) as request:
+        await request.send(Probe(request=request.number, dtype=choose_dtype(config.dtype, ready.dtypes)))
+        answer = await request.receive()
+    assert isinstance(answer, Probed)
 
 
 async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:

@@ -6,7 +6,7 @@ Implements ``interface.Executor``. Devices and restarts are ``device_worker.py``
 import itertools
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
@@ -34,6 +34,7 @@ from node.execution.inventory import Inventory
 from node.execution.loading import DeviceModels, DeviceSetup
 from node.execution.measurements import Measurements
 from node.execution.model_fit import LocalModel
+from node.execution.residency import BUSY, MEMORY
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
@@ -167,14 +168,23 @@ class WorkerPool:
         await self._changes.wait()
 
     async def load(self, model_id: ModelId) -> ServedModel:
-        """See ``Executor.load``; on the device with the fewest jobs, unless one has it."""
-        if any(model.model_id == model_id for model in self.models()):
-            return await self._least_loaded(model_id).load(await self._stored(model_id))
+        """See ``Executor.load``; on the first device that takes it, the one with most free memory asked first.
+
+        A model that is served somewhere is loaded there, and nowhere else.
+        """
         model = await self._stored(model_id)
-        workers = sorted((w for w in self._workers if w.is_alive), key=lambda worker: worker.process.jobs)
-        if not workers:
-            raise WorkerDiedError("no worker is running on this node", code="worker_died")
-        return await workers[0].load(model)
+        if any(model.model_id == model_id for model in self.models()):
+            return await self._least_loaded(model_id).load(model)
+        alive = [worker for worker in self._workers if worker.is_alive]
+        refusals: dict[str, ExecutionError] = {}
+        for worker in sorted(alive, key=lambda worker: worker.free_bytes, reverse=True):
+            try:
+                return await worker.load(model)
+            except ExecutionError as exc:
+                refusals[worker.choice.name] = exc
+            except ModelError as exc:
+                refusals[worker.choice.name] = ExecutionError(str(exc), code="load")
+        raise _no_device(refusals)
 
     async def unload(self, model_id: ModelId) -> None:
         """See ``Executor.unload``."""
@@ -200,7 +210,7 @@ class WorkerPool:
         lease = ExitStack()
         lease.enter_context(models.use(model_id))
         try:
-            request = lease.enter_context(worker.process.open_request(tokens_out_max + 2))
+            request = lease.enter_context(models.open_request(tokens_out_max + 2))
             await request.send(_preparation(request.number, model_id, task_input, tokens_out_max, scope=scope))
             answer = await request.receive()
         except BaseException:
@@ -270,7 +280,7 @@ class WorkerPool:
         """See ``Scorer.score``."""
         worker = self._least_loaded(model_id)
         models = await worker.load_again(model_id)
-        with models.use(model_id), worker.process.open_request(1) as request:
+        with models.use(model_id), models.open_request(1) as request:
             await request.send(
                 frames.Score(
                     request=request.number,
@@ -374,6 +384,20 @@ class WorkerPool:
             readable=tuple({str(model.folder.parent) for model in models}),
             measurements=self._measurements,
         )
+
+
+def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:
+    """Return what is told of a model that no device took, by why each did not."""
+    if not refusals:
+        return WorkerDiedError("no worker is running on this node", code="worker_died")
+    if len(refusals) == 1:
+        return next(iter(refusals.values()))
+    by_code = {exc.code: exc for exc in reversed(list(refusals.values()))}
+    # What passes by itself first: whoever asked may ask again.
+    code = next((it for it in (BUSY, MEMORY) if it in by_code), next(iter(by_code)))
+    reasons = "; ".join(f"{device}: {exc}" for device, exc in refusals.items())
+    kind = WorkerDiedError if code == "worker_died" else ExecutionError
+    return kind(f"none of {len(refusals)} devices takes the model: {reasons}", code=code)
 
 
 def _preparation(

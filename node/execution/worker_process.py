@@ -32,6 +32,8 @@ from node.execution.frames import (
     Prepare,
     Prepared,
     PrepareItems,
+    Probe,
+    Probed,
     Ready,
     Score,
     Scored,
@@ -56,7 +58,7 @@ from protocol.tasks.registry import decode_task_output_untrusted
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Loaded | Unloaded | Prepared | DeviceMeasured | Measured | Scored
+Answer: TypeAlias = Loaded | Unloaded | Prepared | DeviceMeasured | Probed | Measured | Scored
 Event: TypeAlias = Answer | Piece | ExecutionError
 
 _ANSWERS: Final[dict[type[ToWorker], type[Answer | Piece]]] = {
@@ -66,6 +68,7 @@ _ANSWERS: Final[dict[type[ToWorker], type[Answer | Piece]]] = {
     PrepareItems: Prepared,
     Start: Piece,
     MeasureDevice: DeviceMeasured,
+    Probe: Probed,
     Measure: Measured,
     Score: Scored,
 }
@@ -355,7 +358,7 @@ class WorkerProcess:
             case Prepared(request=request):
                 self._patience.read(request, now)
                 self._deliver_event(request, frame)
-            case Loaded() | Unloaded() | DeviceMeasured() | Measured() | Scored():
+            case Loaded() | Unloaded() | DeviceMeasured() | Probed() | Measured() | Scored():
                 self._patience.worked(now)
                 self._patience.over(frame.request)
                 self._deliver_event(frame.request, frame)

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_threshold_is_above_the_worst_honest_answer_and_never_zero() -> None:
     assert (found.greedy, found.sampled) == (MARGIN_MIN, 0.05)
     assert not found.is_far(score(0.09), WARM) and found.is_far(score(0.11), WARM)
     assert found.is_far(score(0.09), Sampling())
+
+
+def test_margin_that_is_no_number_is_far_and_calibrates_nothing() -> None:
+    found = calibrate([0.1] * 8, [0.1] * 8, answer_tokens=64)
+    assert found.is_far(score(math.nan), WARM) and found.is_far(score(math.nan), Sampling())
+    for margins in ([0.1] * 7 + [math.nan], [math.inf] * 8):
+        with pytest.raises(ValueError, match="expected margins that are numbers"):
+            calibrate([0.1] * 8, margins, answer_tokens=64)
 
 
 def test_calibration_is_refused_when_it_rests_on_too_little() -> None:

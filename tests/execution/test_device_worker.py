@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from node.config import WorkerSection
-from node.errors import WorkerDiedError
+from node.errors import ExecutionError, WorkerDiedError
 from node.execution.device_worker import Changes, DeviceWorker, _Candidate
 from node.execution.devices import CpuFacts, DeviceChoice
-from node.execution.frames import Ready, Setup
+from node.execution.frames import Probe, Probed, Ready, Setup, ToWorker
 from node.execution.loading import DeviceSetup
 from node.execution.quarantine import QuarantineRules
 from node.execution.spawn import WorkerLimits
@@ -33,6 +33,8 @@ class FakeProcess:
     born_at: float = field(default_factory=trio.current_time)
     pid: int | None = None
     death: WorkerDiedError | None = None
+    fault: ExecutionError | None = None
+    asked: list[ToWorker] = field(default_factory=list)
     over: trio.Event = field(default_factory=trio.Event)
     _woken: trio.Event = field(default_factory=trio.Event)
     _dead: trio.Event = field(default_factory=trio.Event)
@@ -72,12 +74,34 @@ class FakeProcess:
     async def wait_over(self) -> None:
         await self.over.wait()
 
+    # Its one request.
+
+    number = 1
+
+    def open_request(self, events_max: int) -> "FakeProcess":
+        return self
+
+    def __enter__(self) -> "FakeProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    async def send(self, frame: ToWorker) -> None:
+        self.asked.append(frame)
+
+    async def receive(self) -> Probed:
+        if self.fault is not None:
+            raise self.fault
+        return Probed(request=1)
+
 
 class Bench:
     """One device whose workers are fakes; ``born`` has them in order."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, warm_spare: bool, rules: WorkerRules) -> None:
         self.born: list[FakeProcess] = []
+        self.fault: ExecutionError | None = None
+        """Of every worker that is born from now on."""
         cpu = CpuFacts(name="cpu", memory_total_bytes=1 << 50, memory_free_bytes=1 << 20)
         monkeypatch.setattr("node.execution.device_worker.read_cpu", lambda: cpu)
         monkeypatch.setattr("node.execution.device_worker.WorkerProcess", self._bear)
@@ -90,7 +114,7 @@ class Bench:
         self.worker._loader.load_all = load_all  # type: ignore[method-assign, assignment]  # nothing to load
 
     def _bear(self, setup: Setup, **fields: Any) -> FakeProcess:
-        self.born.append(FakeProcess(setup, **fields))
+        self.born.append(FakeProcess(setup, fault=self.fault, **fields))
         return self.born[-1]
 
     async def start(self, nursery: trio.Nursery) -> DeviceWorker:
@@ -184,6 +208,24 @@ async def test_next_worker_counts_as_dead_when_it_dies_before_its_turn(
     assert state.life == "quarantined" and state.deaths == 3
     # A probe is a fresh process's, which is not begun before its time.
     assert len(bench.born) == 3
+
+
+async def test_quarantined_device_without_a_model_serves_when_a_fresh_process_computes_what_is_known(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = WorkerRules(quarantine=QuarantineRules(deaths_max=1, pauses_s=(1.0, 5.0)))
+    bench = Bench(monkeypatch, warm_spare=False, rules=rules)
+    worker = await bench.start(nursery)
+    assert bench.born[0].asked == []
+    bench.fault = ExecutionError("7 of 9 numbers wrong", code="device_fault")
+    bench.born[0].die()
+    await trio.sleep(1.1)
+    assert worker.state().life == "quarantined"
+    assert worker.state().cause == "the probe failed: 7 of 9 numbers wrong"
+    bench.fault = None
+    await trio.sleep(5.1)
+    assert worker.state().life == "serving" and len(bench.born) == 3
+    assert bench.born[2].asked == [Probe(request=1, dtype="fp32")]
 
 
 async def test_change_wakes_everybody_who_waits_and_nobody_who_comes_later(

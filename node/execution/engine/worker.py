@@ -23,6 +23,7 @@ from node.execution.engine.link import Link
 from node.execution.engine.load import Served, load_any
 from node.execution.engine.measure import matmul_gflops, read_mb_per_s
 from node.execution.engine.memory_limit import bounded_memory
+from node.execution.engine.probe import check_products
 from node.execution.engine.score import Verdict
 from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
@@ -39,6 +40,8 @@ from node.execution.frames import (
     Prepare,
     Prepared,
     PrepareItems,
+    Probe,
+    Probed,
     Score,
     Scored,
     Setup,
@@ -55,7 +58,7 @@ EXIT_FAULT: Final = 1
 _PIECES_PER_FRAME: Final = FRAME_BYTES_MAX // (2 * limits.DATA_FRAME_BYTES_MAX)
 
 Held: TypeAlias = HeldPrompt | HeldItems
-Work: TypeAlias = Load | Unload | Held | Start | Cancel | MeasureDevice | Measure | HeldScore
+Work: TypeAlias = Load | Unload | Held | Start | Cancel | MeasureDevice | Probe | Measure | HeldScore
 
 
 class Worker:
@@ -128,6 +131,8 @@ class Worker:
                     served.cancel(work.request)
             case MeasureDevice():
                 self._measure_device(work)
+            case Probe():
+                self._probe(work)
             case Measure():
                 self._measure(work)
             case HeldScore():
@@ -139,16 +144,21 @@ class Worker:
                 assert_never(work)
 
     def _load(self, load: Load) -> None:
+        failure = None
         try:
             with bounded_memory(load.memory_bytes_max, Path(load.folder)):
                 self._models[load.model] = load_any(load, self._device)
         except Exception as exc:  # a model that cannot be loaded leaves the others; files are wrong in many ways
-            message = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
-            self.link.send(Failed(request=load.request, code="load", message=message))
-        else:
-            served = self._models[load.model]
-            kernels = served.kernels if isinstance(served, ServedModel) else "sdpa"
-            self.link.send(Loaded(request=load.request, kernels=kernels))
+            failure = str(exc) if isinstance(exc, NodeError) else f"{type(exc).__name__}: {exc}"
+        if failure is not None:
+            # Not before the error is gone: its frames refer to what had been read. And before the answer: the room
+            # is counted as free from then on. On CUDA: not run on a GPU yet.
+            give_back_memory(self._device)
+            self.link.send(Failed(request=load.request, code="load", message=failure))
+            return
+        served = self._models[load.model]
+        kernels = served.kernels if isinstance(served, ServedModel) else "sdpa"
+        self.link.send(Loaded(request=load.request, kernels=kernels))
 
     def _unload(self, frame: Unload) -> None:
         served = self._models.get(frame.model)
@@ -211,6 +221,14 @@ class Worker:
             )
         )
         give_back_memory(self._device)
+
+    def _probe(self, frame: Probe) -> None:
+        try:
+            check_products(self._device, TORCH_DTYPES[frame.dtype])
+        except ExecutionError as exc:
+            self.link.send(Failed(request=frame.request, code=exc.code, message=str(exc)))
+        else:
+            self.link.send(Probed(request=frame.request))
 
     def _measure(self, frame: Measure) -> None:
         served = self._models[frame.model]

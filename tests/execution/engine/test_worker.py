@@ -1,8 +1,10 @@
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 
+from node.errors import ExecutionError
 from node.execution.engine.worker import Worker
 from node.execution.frames import (
     FRAME_BYTES_MAX,
@@ -15,6 +17,8 @@ from node.execution.frames import (
     Measured,
     Prepare,
     Prepared,
+    Probe,
+    Probed,
     Start,
     Step,
     StepPiece,
@@ -165,6 +169,44 @@ def test_worker_keeps_its_models_when_another_cannot_be_loaded(tiny_folder: Path
     assert (failed.request, failed.code) == (5, "load")
     assert "config.json" in failed.message
     assert link.steps() == [[(2, None)]]
+
+
+def test_worker_gives_memory_back_before_it_says_that_a_load_failed(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = ScriptedLink([], 1)
+    worker = Worker(link, torch.device("cpu"))
+    read: list[weakref.ref[torch.Tensor]] = []
+    found: list[tuple[bool, int]] = []
+
+    def load_some(load: Load, device: torch.device) -> None:
+        weights = torch.ones(3)
+        read.append(weakref.ref(weights))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def give_back(device: torch.device) -> None:
+        found.append((read[0]() is None, len(link.sent)))
+
+    monkeypatch.setattr("node.execution.engine.worker.load_any", load_some)
+    monkeypatch.setattr("node.execution.engine.worker.give_back_memory", give_back)
+    worker._handle(load(tiny_folder))
+    assert found == [(True, 0)]
+    assert [(frame.code, frame.message) for frame in link.sent if isinstance(frame, Failed)] == [
+        ("load", "OutOfMemoryError: CUDA out of memory")
+    ]
+
+
+def test_worker_tells_whether_its_device_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = ScriptedLink([], 1)
+    worker = Worker(link, torch.device("cpu"))
+    worker._handle(Probe(request=3, dtype="bf16"))
+
+    def fail(device: torch.device, dtype: torch.dtype) -> None:
+        raise ExecutionError("1 of 4 numbers wrong", code="device_fault")
+
+    monkeypatch.setattr("node.execution.engine.worker.check_products", fail)
+    worker._handle(Probe(request=4, dtype="bf16"))
+    assert link.sent == [Probed(request=3), Failed(request=4, code="device_fault", message="1 of 4 numbers wrong")]
 
 
 def test_worker_ends_the_answer_at_its_bound_and_the_engine_is_idle_then(tiny_folder: Path) -> None:
