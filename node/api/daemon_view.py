@@ -29,7 +29,6 @@ from node.config import Config
 from node.discovery.directory import Directory, Listing
 from node.execution.interface import Executor
 from node.execution.worker_state import WorkerState
-from node.ledger.entries import ContractRow
 from node.ledger.ledger import Ledger
 from node.market.admission import Admission
 from node.market.journal import JobRecord
@@ -212,14 +211,10 @@ class DaemonView:
                 tokens_out=row.tokens_out,
                 cost_microcredits=row.vouchered,
                 at_ms=row.at_ms,
-                energy_millijoules=self._energy(row),
+                energy_millijoules=row.energy_millijoules,
             )
             for row in await self._rooms.party.ledger.contracts(limit)
         ]
-
-    def _energy(self, row: ContractRow) -> int | None:
-        sale = self._rooms.party.journal.sale(row.contract_id) if row.role == "provider" else None
-        return None if sale is None else sale.energy_millijoules
 
     async def bundle(self, contract_id_prefix: str) -> BundleView | None:
         found = await self._rooms.party.ledger.messages(contract_id_prefix)

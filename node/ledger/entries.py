@@ -42,6 +42,8 @@ class ContractRow:
     metered: Microcredits
     vouchered: Microcredits
     at_ms: UnixMs
+    energy_millijoules: int | None = None
+    """What it took of our own device: measured and signed by nobody; None where that is unknown, or not ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

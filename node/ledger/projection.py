@@ -194,6 +194,7 @@ class Tally:
             metered=self.metered,
             vouchered=self.vouchered,
             at_ms=UnixMs(accepted_at_ms if role == "provider" else contract.made_at_ms),
+            energy_millijoules=prior.energy_millijoules if prior is not None else None,
         )
 
     def _end(self, role: Role) -> ProviderState | RequesterState:

@@ -85,6 +85,10 @@ MIGRATIONS: Final = (
     CREATE INDEX entry_by_job ON entry (job_id) WHERE contract_id IS NULL;
     CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 0), data BLOB NOT NULL) STRICT;
     """,
+    # Our own measurement, which no message says.
+    """
+    ALTER TABLE contract ADD COLUMN energy_millijoules INTEGER;
+    """,
 )
 
 WHAT_TO_DO: Final = (

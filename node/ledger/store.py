@@ -31,8 +31,12 @@ CHECKED_AT_START: Final = 100_000
 PROBE_BYTES: Final = 64 * 1024
 """Sixteen pages: a posting changes about five. With less, a disk that is all but full looked well too early."""
 
+_ENERGY: Final = "energy_millijoules"
+_ENERGY_SINCE: Final = 5
+"""The migration that made its column."""
 _CONTRACT_COLUMNS: Final = (
-    "contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out, metered, vouchered, at_ms"
+    "contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out, metered, vouchered, at_ms,"
+    f" {_ENERGY}"
 )
 
 
@@ -273,9 +277,11 @@ class LedgerStore:
 def put_contract(db: sqlite3.Connection, row: ContractRow) -> None:
     """Write where a contract stands; the newest row replaces the one before."""
     db.execute(
-        f"INSERT INTO contract ({_CONTRACT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
+        f"INSERT INTO contract ({_CONTRACT_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - constants only
         " ON CONFLICT (contract_id) DO UPDATE SET state = excluded.state, tokens_in = excluded.tokens_in,"
-        " tokens_out = excluded.tokens_out, metered = excluded.metered, vouchered = excluded.vouchered",
+        " tokens_out = excluded.tokens_out, metered = excluded.metered, vouchered = excluded.vouchered,"
+        # What was measured once stays: later rows come from messages.
+        " energy_millijoules = coalesce(excluded.energy_millijoules, energy_millijoules)",
         (
             row.contract_id,
             row.job_id,
@@ -289,13 +295,17 @@ def put_contract(db: sqlite3.Connection, row: ContractRow) -> None:
             row.metered,
             row.vouchered,
             row.at_ms,
+            row.energy_millijoules,
         ),
     )
 
 
 def all_contracts(db: sqlite3.Connection, unreadable: Callable[[LedgerError], None]) -> Iterator[ContractRow]:
     """Yield every row that this program can read, in no order; ``unreadable`` hears of the others."""
-    for fields in db.execute(f"SELECT {_CONTRACT_COLUMNS} FROM contract"):  # noqa: S608 - constants only
+    # An audit reads copies as older programs left them.
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    columns = _CONTRACT_COLUMNS if version >= _ENERGY_SINCE else _CONTRACT_COLUMNS.replace(_ENERGY, "NULL")
+    for fields in db.execute(f"SELECT {columns} FROM contract"):  # noqa: S608 - constants only
         try:
             yield _row(fields)
         except LedgerError as exc:
@@ -326,6 +336,7 @@ def _row(fields: tuple[object, ...]) -> ContractRow:
             int(metered),
             int(vouchered),
             int(at_ms),
+            int() | None as energy_millijoules,
         ):
             pass
         case _:
@@ -348,4 +359,5 @@ def _row(fields: tuple[object, ...]) -> ContractRow:
         metered=Microcredits(metered),
         vouchered=Microcredits(vouchered),
         at_ms=UnixMs(at_ms),
+        energy_millijoules=energy_millijoules,
     )

@@ -319,10 +319,6 @@ class Journal:
             or (record.contract_id is not None and record.contract_id.hex().startswith(prefix))
         ]
 
-    def sale(self, contract_id: MessageId) -> JobRecord | None:
-        """Return the record of a contract that a peer has with us, if it is still kept."""
-        return self._sales.get(contract_id)
-
     def _all(self) -> Iterator[JobRecord]:
         return chain(self._orders.values(), self._sales.values())
 

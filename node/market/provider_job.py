@@ -488,5 +488,6 @@ class ProviderJob:
             tokens_out=self.tokens_out,
             metered=self._account.metered,
             vouchered=self._account.vouchered,
+            energy_millijoules=self.energy_millijoules,
         )
         await self._party.ledger.post(*entries, row=row)

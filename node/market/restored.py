@@ -40,6 +40,7 @@ def sale_of(line: Timeline) -> JobRecord:
     record = _begin(line, line.times.get("accept", row.at_ms))
     record.tokens_in, record.tokens_out = row.tokens_in, row.tokens_out
     record.cost_microcredits = row.vouchered
+    record.energy_millijoules = row.energy_millijoules
     _add_steps(record, line, _SOLD[row.state is ProviderState.CLOSED])
     return _end(record, job_state(row.state), line.last_ms)
 

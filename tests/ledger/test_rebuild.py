@@ -1,6 +1,7 @@
 """A rebuild gives each row what its messages say and nothing else, keeps a copy, and never touches a message."""
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def test_rebuild_restores_every_signed_field_when_rows_were_altered(tmp_path: Pa
     restored = rows(path)
     assert {key: row.state for key, row in restored.items()} == {key: row.state for key, row in good.items()}
     assert not audit_file(done.backup, lambda: None).holds  # type: ignore[arg-type]  # it is a path, see above
+
+
+def test_rebuild_keeps_what_no_message_says(tmp_path: Path) -> None:
+    path = ledger_with(tmp_path / "ledger.db")
+    alter(path, "UPDATE contract SET energy_millijoules = 1250, metered = 1")
+    rebuild_file(path)
+    assert {(row.energy_millijoules, row.metered > 1) for row in rows(path).values()} == {(1250, True)}
+
+
+def test_row_of_a_later_message_leaves_the_energy_that_was_measured(tmp_path: Path) -> None:
+    store = LedgerStore(tmp_path / "ledger.db")
+    store.open()
+    row = replace(row_of(JOBS[0]), energy_millijoules=7)
+    store.write([], [row])
+    store.write([], [replace(row, energy_millijoules=None)])
+    assert store.contracts(limit=-1) == [row]
+    store.close()
 
 
 def test_rebuild_changes_nothing_when_all_holds(tmp_path: Path) -> None:

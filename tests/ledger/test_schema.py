@@ -44,7 +44,8 @@ def old(tmp_path: Path) -> Path:
     with sqlite3.connect(path) as db:
         db.execute("ATTACH ? AS newer", (str(tmp_path / "newer.db"),))
         db.execute(f"INSERT INTO entry SELECT {columns} FROM newer.entry")
-        db.execute("INSERT INTO contract SELECT * FROM newer.contract")
+        names = ", ".join(name for _, name, *_ in db.execute("PRAGMA main.table_info(contract)"))
+        db.execute(f"INSERT INTO contract SELECT {names} FROM newer.contract")
     db.close()
     return path
 

@@ -22,13 +22,13 @@ async def restored(node: Node) -> Journal:
 def facts(record: JobRecord) -> tuple[object, ...]:
     return (
         record.role, record.job_id, record.model, record.state, record.contract_id, record.peer_id,
-        record.tokens_in, record.tokens_out,
+        record.tokens_in, record.tokens_out, record.energy_millijoules,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["quote", "fast"])
 async def test_closed_job_comes_back_with_what_was_signed_on_both_sides(world: World, path: str) -> None:
-    seller = await world.node("seller", executor=ScriptedExecutor())
+    seller = await world.node("seller", executor=ScriptedExecutor(script=Script(energy_millijoules=1_250)))
     buyer = await world.node("buyer")
     world.introduce(buyer, seller)
     _ = (await buy(buyer, order(path=path))).finished
@@ -45,7 +45,7 @@ async def test_closed_job_comes_back_with_what_was_signed_on_both_sides(world: W
         assert all(step.at_ms == pytest.approx(times[step.name], abs=20) for step in record.steps)
         assert record.ended_ms is not None and record.first_token_at_ms is None
         assert abs(record.started_ms - lived.started_ms) < 100  # what the first dial took
-    assert record.cost_microcredits > 0
+    assert record.cost_microcredits > 0 and record.energy_millijoules == 1_250
 
 
 async def test_cancelled_job_comes_back_as_cancelled_and_not_as_done(world: World) -> None:
