@@ -13,13 +13,9 @@ from typing import Final, TypeAlias
 import msgspec
 import trio
 
-from node.api.errors import ApiError
-
 RING_EVENTS: Final = 1_000
 QUEUE_EVENTS: Final = 256
 """Of one reader, beyond what its connection takes."""
-READERS_MAX: Final = 32
-RETRY_S: Final = 5
 NUMBER_DIGITS_MAX: Final = 18
 
 
@@ -67,16 +63,8 @@ class Feed:
     def subscribe(self, last_id: str | None) -> Iterator[tuple[list[FeedEvent], Events]]:
         """Read along for as long as the block runs: (what came after ``last_id``, what comes from now on).
 
-        Raises:
-            ApiError: 429 ``too_many_readers``.
+        How many may is bounded where they come in.
         """
-        if len(self._readers) >= READERS_MAX:
-            raise ApiError(
-                f"{READERS_MAX} readers follow the events of this node already",
-                status=429,
-                code="too_many_readers",
-                retry_after_s=RETRY_S,
-            )
         post, events = trio.open_memory_channel[FeedEvent](QUEUE_EVENTS)
         self._readers.add(post)
         try:

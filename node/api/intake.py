@@ -9,9 +9,12 @@ from starlette.types import Receive
 
 from node.api.errors import ApiError, ClientGoneError
 from node.errors import NodeError
+from node.race import run_unless
 
 BODY_S_MAX: Final = 30.0
 QUEUE_RETRY_S: Final = 1
+READERS_MAX: Final = 32
+READERS_RETRY_S: Final = 5
 
 T = TypeVar("T")
 
@@ -42,6 +45,35 @@ class Admission:
             yield
         finally:
             self._taken -= 1
+
+
+class Readers:
+    """Counts those who follow one stream; beyond ``READERS_MAX`` they are refused."""
+
+    def __init__(self, what: str) -> None:
+        """``what`` is followed, for the message."""
+        self._what = what
+        self._count = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count as a reader for as long as the block runs.
+
+        Raises:
+            ApiError: 429 ``too_many_readers``.
+        """
+        if self._count >= READERS_MAX:
+            raise ApiError(
+                f"{READERS_MAX} readers follow {self._what} of this node already",
+                status=429,
+                code="too_many_readers",
+                retry_after_s=READERS_RETRY_S,
+            )
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
 
 
 async def read_body(receive: Receive) -> bytes:
@@ -79,23 +111,9 @@ async def run_unless_gone(receive: Receive, work: Callable[[], Awaitable[T]]) ->
         ClientGoneError: the client left first.
         NodeError: from ``work``.
     """
-    results: list[T] = []
-    failures: list[NodeError] = []
-    async with trio.open_nursery() as nursery:
 
-        async def watch() -> None:
-            await wait_until_gone(receive)
-            nursery.cancel_scope.cancel()
+    async def gone() -> ClientGoneError:
+        await wait_until_gone(receive)
+        return ClientGoneError("the client left before its answer was ready")
 
-        nursery.start_soon(watch)
-        try:
-            results.append(await work())
-        except NodeError as exc:
-            # Raised again outside: a nursery would wrap it in a group.
-            failures.append(exc)
-        nursery.cancel_scope.cancel()
-    if failures:
-        raise failures[0]
-    if not results:
-        raise ClientGoneError("the client left before its answer was ready")
-    return results[0]
+    return await run_unless(gone, work, NodeError)

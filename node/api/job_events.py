@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.errors import ClientGoneError
 from node.api.feed import Events, Feed, FeedEvent
-from node.api.intake import read_body, run_unless_gone
+from node.api.intake import Readers, read_body, run_unless_gone
 from node.api.job_views import JobEvent, job_event
 from node.api.operations import Operation, Says, get
 from node.api.services import Services
@@ -38,14 +38,15 @@ class JobEvents:
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
+        self._readers = Readers("the events of the jobs")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await read_body(receive)
         stream = EventStream(send)
         # Leaving is how readers end a stream.
-        gone = contextlib.suppress(ClientGoneError)
-        with gone, self._feed.subscribe(Headers(scope=scope).get("last-event-id")) as (missed, events):
-            await run_unless_gone(receive, lambda: self._write(stream, missed, events))
+        with contextlib.suppress(ClientGoneError), self._readers.place():
+            await read_body(receive)
+            with self._feed.subscribe(Headers(scope=scope).get("last-event-id")) as (missed, events):
+                await run_unless_gone(receive, lambda: self._write(stream, missed, events))
 
     async def _write(self, stream: EventStream, missed: list[FeedEvent], events: Events) -> bool:
         """Return when the reader fell behind."""

@@ -6,13 +6,14 @@ between, and who comes back starts with the present (there is nothing to replay)
 """
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 import trio
 from starlette.types import Receive, Scope, Send
 
-from node.api.errors import ApiError, ClientGoneError
-from node.api.intake import read_body, run_unless_gone
+from node.api.errors import ClientGoneError
+from node.api.intake import Readers, read_body, run_unless_gone
 from node.api.job_views import Finding
 from node.api.operations import Operation, Says, get
 from node.api.services import Services
@@ -22,11 +23,9 @@ from node.api.why_node import why_node
 from node.errors import NodeError
 
 PERIOD_S: Final = 1.0
-WATCHERS_MAX: Final = 32
 JOBS_MAX: Final = 40
 MODELS_MAX: Final = 32
 """With these bounds a snapshot has at most about 32 KiB."""
-RETRY_S: Final = 5
 
 log = logging.getLogger(__name__)
 
@@ -55,27 +54,16 @@ class Events:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._watchers = 0
+        self._readers = Readers("the snapshots")
         self._making = trio.Lock()
         self._made_at = -PERIOD_S
         self._event = b""
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        if self._watchers >= WATCHERS_MAX:
-            raise ApiError(
-                f"{self._watchers} clients watch already, and no more may",
-                status=503,
-                code="too_many_watchers",
-                retry_after_s=RETRY_S,
-            )
-        self._watchers += 1
-        try:
+        # Leaving is how readers end a stream.
+        with suppress(ClientGoneError), self._readers.place():
             await read_body(receive)
             await run_unless_gone(receive, lambda: self._write(EventStream(send)))
-        except ClientGoneError:
-            pass  # how every stream ends
-        finally:
-            self._watchers -= 1
 
     async def _write(self, stream: EventStream) -> None:
         first = await self._latest()

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.answers import json_response
 from node.api.errors import ApiError, ClientGoneError
-from node.api.intake import read_body, run_unless_gone
+from node.api.intake import Readers, read_body, run_unless_gone
 from node.api.operations import Operation, Says, get, read_query
 from node.api.services import Services
 from node.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event_bytes
@@ -26,8 +26,6 @@ from node.logs import RING_LINES, Line
 from protocol.units import MS_PER_S
 
 EVENTS_PATH: Final = "/api/v1/logs/events"
-FOLLOWERS_MAX: Final = 32
-RETRY_S: Final = 5
 ID_SHOWN_CHARACTERS: Final = 16
 """Of an id that is cut, what a line shows of it."""
 
@@ -118,26 +116,16 @@ class LogEvents:
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._followers = 0
+        self._readers = Readers("the log")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         query = read_query(Request(scope), LogsQuery)
-        if self._followers >= FOLLOWERS_MAX:
-            raise ApiError(
-                f"{FOLLOWERS_MAX} readers follow the log of this node already",
-                status=429,
-                code="too_many_readers",
-                retry_after_s=RETRY_S,
-            )
-        reader = LogReader(self._services, query)
-        first = reader.next_lines()[-query.limit :]
-        self._followers += 1
-        try:
+        # Leaving is how readers end a stream.
+        with suppress(ClientGoneError), self._readers.place():
+            reader = LogReader(self._services, query)
+            first = reader.next_lines()[-query.limit :]
             await read_body(receive)
-            with suppress(ClientGoneError):  # how every stream ends
-                await run_unless_gone(receive, lambda: self._write(EventStream(send), reader, first))
-        finally:
-            self._followers -= 1
+            await run_unless_gone(receive, lambda: self._write(EventStream(send), reader, first))
 
     async def _write(self, stream: EventStream, reader: LogReader, first: list[LogLine]) -> None:
         with self._bell() as next_ring:

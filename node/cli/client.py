@@ -42,7 +42,6 @@ EXIT_OF_CODE: Final = {
     # 503 for programs, to try again; but it was this node and no peer that did not take it.
     "disk": Exit.FAILED,
     "worker_died": Exit.FAILED,
-    "too_many_watchers": Exit.FAILED,
     "too_many_readers": Exit.FAILED,
     "body_too_large": Exit.USAGE,
 }

@@ -3,10 +3,9 @@
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-import trio
-
 from node.errors import StreamLostError
 from node.market.party import Line
+from node.race import run_unless
 from protocol.errors import Reason, RemoteProtocolError
 
 T = TypeVar("T")
@@ -21,29 +20,14 @@ async def run_unless_left(line: Line, work: Callable[[], Awaitable[T]], *expecte
         StreamLostError: the peer left.
         RemoteProtocolError: it said something while it was our turn.
     """
-    results: list[T] = []
-    failures: list[Exception] = []
-    async with trio.open_nursery() as nursery:
 
-        async def watch() -> None:
-            try:
-                frame = await line.receive_untrusted()
-                failures.append(
-                    StreamLostError("the peer left while its offer was looked at")
-                    if frame is None
-                    else RemoteProtocolError("a frame came before our answer", reason=Reason.ORDER)
-                )
-            except (StreamLostError, RemoteProtocolError) as exc:
-                failures.append(exc)
-            nursery.cancel_scope.cancel()
-
-        nursery.start_soon(watch)
+    async def gone() -> Exception:
         try:
-            results.append(await work())
-        except expected as exc:
-            failures.append(exc)
-        nursery.cancel_scope.cancel()
-    # A result counts even where the peer left in the same moment: what it holds has to be given back.
-    if results:
-        return results[0]
-    raise failures[0]
+            frame = await line.receive_untrusted()
+        except (StreamLostError, RemoteProtocolError) as exc:
+            return exc
+        if frame is None:
+            return StreamLostError("the peer left while its offer was looked at")
+        return RemoteProtocolError("a frame came before our answer", reason=Reason.ORDER)
+
+    return await run_unless(gone, work, *expected)

@@ -4,8 +4,7 @@ import msgspec
 import pytest
 import trio
 
-from node.api.errors import ApiError
-from node.api.feed import QUEUE_EVENTS, READERS_MAX, RING_EVENTS, Feed
+from node.api.feed import QUEUE_EVENTS, RING_EVENTS, Feed
 
 
 class Said(msgspec.Struct):
@@ -66,16 +65,3 @@ async def test_reader_is_cut_off_when_it_falls_behind_and_others_are_not() -> No
             await slow.receive()
         with pytest.raises(trio.EndOfChannel):
             await slow.receive()
-
-
-async def test_reader_is_refused_when_too_many_read() -> None:
-    feed = Feed(run="a")
-    opened = [feed.subscribe(None) for _ in range(READERS_MAX)]
-    for each in opened:
-        each.__enter__()
-    with pytest.raises(ApiError) as caught, feed.subscribe(None):
-        pass
-    assert (caught.value.status, caught.value.retry_after_s) == (429, 5)
-    for each in opened:
-        each.__exit__(None, None, None)
-    assert feed.readers == 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from node.api.live import JOBS_MAX, MODELS_MAX, WATCHERS_MAX
+from node.api.intake import READERS_MAX
+from node.api.live import JOBS_MAX, MODELS_MAX
 from node.api.views import StatusView
 from node.errors import LedgerDiskError
 from node.market.journal import JobRecord
@@ -92,11 +93,11 @@ async def test_snapshot_shows_open_jobs_first_and_stays_within_its_bound(nursery
 
 async def test_watcher_is_refused_when_too_many_watch_and_let_in_when_one_has_left(nursery: trio.Nursery) -> None:
     node = await serve_node(nursery)
-    streams = [await node.open(WATCH) for _ in range(WATCHERS_MAX)]
+    streams = [await node.open(WATCH) for _ in range(READERS_MAX)]
     for stream in streams:
         await anext(aiter(snapshots(stream)))
     reply = await node.call("GET", "/api/v1/events")
-    assert reply.status == 503 and reply.error["code"] == "too_many_watchers" and reply.headers["retry-after"]
+    assert (reply.status, reply.error["code"]) == (429, "too_many_readers") and reply.headers["retry-after"]
     for stream in streams:
         await stream.aclose()
     with trio.fail_after(5):

@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from node.api.log_routes import EVENTS_PATH, FOLLOWERS_MAX
+from node.api.intake import READERS_MAX
+from node.api.log_routes import EVENTS_PATH
 from node.api.sse import KEEP_ALIVE
 from node.logs import LogRing
 from tests.api.fakes import CONTRACT, JOB, TOKEN, Node, serve_node
@@ -136,7 +137,7 @@ def listeners(ring: LogRing) -> int:
 
 
 async def test_follower_is_refused_when_too_many_follow(node: Node) -> None:
-    clients = [await follow(node) for _ in range(FOLLOWERS_MAX)]
+    clients = [await follow(node) for _ in range(READERS_MAX)]
     for client in clients:
         await read_until(client, KEEP_ALIVE)
     reply = await node.call("GET", EVENTS_PATH)
