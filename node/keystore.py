@@ -11,7 +11,14 @@ import stat
 from pathlib import Path
 from typing import Final
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from node.errors import KeyFileError
 from protocol.units import PeerId
@@ -40,6 +47,11 @@ class Ed25519Signer:
     def seed(self) -> bytes:
         """The secret itself, for libp2p, which signs its handshake with the same key."""
         return self._key.private_bytes_raw()
+
+    @property
+    def pem(self) -> str:
+        """The secret as other programs read it: PKCS8, not sealed."""
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 
     def sign(self, data: bytes) -> bytes:
         return self._key.sign(data)
@@ -91,32 +103,83 @@ class KeyFile:
         Raises:
             KeyFileError: there is one already, or the disk refuses.
         """
-        seed = os.urandom(SEED_BYTES)
-        # Written beside and linked into place: a crash leaves no half key, and a link, unlike a rename, never
-        # replaces a key that somebody else just made.
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        return self.put(os.urandom(SEED_BYTES))
+
+    def put(self, seed: bytes, *, kept: Path | None = None) -> Ed25519Signer:
+        """Write a key; when this returns it survives a power cut. One that is there gives way to it only where
+        ``kept`` names the place of its copy.
+
+        Raises:
+            KeyFileError: there is one already, also as ``kept``, or the disk refuses.
+        """
         try:
-            temporary.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-                file.write(seed)
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, self.path)
+            if kept is not None:
+                self._keep(kept)
+            write_private(self.path, seed, replace=kept is not None)
         except FileExistsError as exc:
             raise KeyFileError(f"{self.path} exists; move it away before making another key") from exc
         except OSError as exc:
             raise KeyFileError(f"the key {self.path} cannot be written: {exc.strerror}") from exc
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        _sync_folder(self.path.parent)
         return Ed25519Signer(seed)
+
+    def _keep(self, kept: Path) -> None:
+        try:
+            os.link(self.path, kept, follow_symlinks=False)
+        except FileExistsError as exc:
+            if kept.read_bytes() != self.path.read_bytes():
+                raise KeyFileError(f"{kept} exists and is another key; move it away first") from exc
 
     def read_or_create(self) -> Ed25519Signer:
         """Return the key, made now if this home has none."""
         # lexists: a dangling link is refused by read(), not taken for "no key yet".
         return self.read() if os.path.lexists(self.path) else self.create()
+
+
+def seed_of(data: bytes, source: str) -> bytes:
+    """Return the seed in a key that comes from elsewhere: PEM, or the 32 bytes alone.
+
+    Raises:
+        KeyFileError: it is neither; ``source`` says in the message where it came from.
+    """
+    if len(data) == SEED_BYTES:
+        return data
+    expected = f"{source}: expected an Ed25519 key, as PEM or as {SEED_BYTES} bytes"
+    try:
+        key = load_pem_private_key(data, password=None)
+    except TypeError as exc:
+        raise KeyFileError(f"{expected}, got one under a passphrase: openssl pkey -in FILE -out OPEN") from exc
+    except (ValueError, UnsupportedAlgorithm) as exc:
+        raise KeyFileError(f"{expected}, got {len(data)} bytes that are neither") from exc
+    if not isinstance(key, Ed25519PrivateKey):
+        raise KeyFileError(f"{expected}, got another kind of key")
+    return key.private_bytes_raw()
+
+
+def write_private(path: Path, data: bytes, *, replace: bool) -> None:
+    """Write a file that only its owner can read; when this returns it survives a power cut.
+
+    Raises:
+        FileExistsError: there is one, and it is not to be replaced.
+        OSError: the disk refuses.
+    """
+    # Written beside and put into place: a crash leaves no half key, and a link, unlike a rename, never replaces
+    # a key that somebody else just made.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.unlink(missing_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            temporary.replace(path)
+        else:
+            os.link(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,8 @@ VERBS: Final = {
     "config": ("node.cli.config:config", "Show, check, change and reload the settings."),
     "reload": ("node.cli.config:reload", "Make the daemon read its configuration again."),
     "logs": ("node.cli.logs:logs", "Print the daemon's log, and follow it."),
+    "id": ("node.cli.key:identify", "Print this node's peer id, public key and addresses."),
+    "key": ("node.cli.key:key", "Show, export and import the node's key."),
     "token": ("node.cli.token:token", "Show or replace the token of this node's API."),
     "open": ("node.cli.open:open_dashboard", "Open the dashboard in a browser."),
     "run": ("node.cli.run:run", "Ask a model of the network and print its answer."),

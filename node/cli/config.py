@@ -1,17 +1,20 @@
-"""``config``: what is set and where it comes from, one setting changed in the file, and reading it again."""
+"""``config``: what is set and where it comes from, what may be set, and reading it again.
+
+What changes the file stands in ``config_change.py``.
+"""
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from node.cli.client import find_daemon
+from node.cli.config_change import edit, set_, unset
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukGroup, pass_globals
-from node.cli.output import Payload, emit, note
+from node.cli.output import Payload, emit
 
 if TYPE_CHECKING:
     from node.config_file import Loaded
@@ -27,10 +30,13 @@ def config(ctx: click.Context) -> int:
 @config.command("show")
 @click.option("--origin", is_flag=True, help="Say of each value where it comes from.")
 @click.option("--changed", is_flag=True, help="Leave out what is the default.")
+@click.option("--defaults", is_flag=True, help="Show the defaults, whatever is set.")
 @pass_globals
-def show(options: Globals, origin: bool = False, changed: bool = False) -> int:
+def show(options: Globals, origin: bool = False, changed: bool = False, defaults: bool = False) -> int:
     """Show every setting: of the daemon that runs, else as it would start in this shell."""
-    payload = _settings(options)
+    if defaults and changed:
+        raise CliError("--defaults are what --changed leaves out: give one of the two", Exit.USAGE)
+    payload = _defaults(options) if defaults else _settings(options)
     if changed:
         kept = [it for it in payload["settings"] if it["origin"] != "default"]
         payload = {**payload, "settings": kept}
@@ -70,25 +76,13 @@ def path_(options: Globals) -> int:
     return Exit.DONE
 
 
-@config.command("set")
-@click.argument("name", metavar="SECTION.KEY")
-@click.argument("value")
+@config.command("schema")
 @pass_globals
-def set_(options: Globals, name: str, value: str) -> int:
-    """Change one setting in the home's file; its other lines and comments stay as they are.
+def schema(options: Globals) -> int:
+    """Print the JSON Schema of the file, for editors that complete and check TOML by one."""
+    from node.cli.config_schema import config_schema
 
-    A list is given with commas. Nothing is written when the file would be faulty.
-    """
-    from node.cli.config_edit import with_setting
-    from node.config_file import load_config, read_text, setting
-
-    home = options.home
-    text = read_text(home.config_path)
-    wanted = setting(load_config(Path(os.devnull), environ={}, settings=[f"{name}={value}"]).config, name)
-    home.create()
-    _replace(home.config_path, with_setting(text, name, wanted))
-    _say_what_next(options, name)
-    emit(options, {"schema": 1, "name": name, "value": wanted, "path": str(home.config_path)}, table=_nothing)
+    emit(options, config_schema(), table=lambda found: json.dumps(found, indent=2, ensure_ascii=False))
     return Exit.DONE
 
 
@@ -108,11 +102,20 @@ def _settings(options: Globals) -> dict[str, Any]:  # JSON as the daemon gives i
     """Return what the daemon follows, else what it would start with here."""
     if options.api_flag or os.environ.get("SOUK_API") or options.home.is_locked():
         return find_daemon(options).get("/api/v1/config")
+    return _shown(options, _load(options, None))
+
+
+def _defaults(options: Globals) -> dict[str, Any]:  # JSON in the daemon's form
+    from node.config_file import load_config
+
+    return _shown(options, load_config(Path(os.devnull), environ={}))
+
+
+def _shown(options: Globals, loaded: "Loaded") -> dict[str, Any]:  # JSON in the daemon's form
     import msgspec
 
     from node.config_file import is_live, setting, setting_types
 
-    loaded = _load(options, None)
     return {
         "schema": 1,
         "path": str(options.home.config_path),
@@ -151,37 +154,6 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write ``text`` in place of the file, whole or not at all. Raises: ConfigError (it would be faulty)."""
-    from node.config_file import load_config
-    from node.errors import ConfigError
-
-    # Of a link, what it leads to is replaced.
-    place = path.resolve()
-    fresh = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        load_config(fresh, environ={}, required=True)
-        if place.exists():
-            shutil.copymode(place, fresh)
-        fresh.replace(place)
-    except ConfigError as exc:
-        raise ConfigError([problem.replace(str(fresh), str(path)) for problem in exc.problems]) from exc
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-def _say_what_next(options: Globals, name: str) -> None:
-    from node.config_file import is_live
-
-    if options.home.is_locked():
-        note(options, "souk config reload makes the daemon follow it" if is_live(name) else "a restart brings it")
-
-
-def _nothing(_payload: Payload) -> str:
-    return ""
-
-
 def _reloaded(payload: Payload) -> str:
     changed = payload["changed"]
     lines = [f"{it['name']}: {_plain(it['before'])} → {_plain(it['after'])}  ({it['origin']})" for it in changed]
@@ -189,3 +161,7 @@ def _reloaded(payload: Payload) -> str:
         wanted = f"until a restart brings {_plain(it['after'])}  ({it['origin']})"
         lines.append(f"{it['name']}: stays {_plain(it['before'])} {wanted}")
     return "\n".join(lines) or "nothing has changed"
+
+
+for _command in (set_, unset, edit):
+    config.add_command(_command)

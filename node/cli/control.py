@@ -2,10 +2,13 @@
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from node.cli import watch
 from node.cli.client import Daemon, find_daemon
 from node.cli.exits import CliError, Exit
 from node.cli.gate import gate_text
@@ -20,12 +23,26 @@ SHELLS: Final = ("sh", "bash", "zsh", "fish", "dotenv")
 
 
 @click.command(cls=SoukCommand)
+@click.option("--watch", "watches", is_flag=True, help="Redraw it every second; q or Ctrl-C ends it.")
 @pass_globals
-def status(options: Globals) -> int:
-    """Show what the node is doing; ends with 1 while it is not ready, with 4 when it is down."""
-    payload = find_daemon(options).get("/api/v1/status")
+def status(options: Globals, watches: bool) -> int:
+    """Show what the node is doing; ends with 1 while it is not ready, with 4 when it is down.
+
+    With --watch, -o jsonl prints a line each second; where nobody looks, the state is shown once.
+    """
+    daemon = find_daemon(options)
+    if watches:
+        watch.show(options, _states(daemon), _status_table, once=False)
+        return Exit.DONE
+    payload = daemon.get("/api/v1/status")
     emit(options, payload, table=_status_table)
     return Exit.DONE if payload.get("ready") else Exit.FAILED
+
+
+def _states(daemon: Daemon) -> Iterator[Payload]:
+    with closing(watch.snapshots(daemon)) as shots:  # type: ignore[type-var]  # a generator
+        for shot in shots:
+            yield shot["status"]
 
 
 def _status_table(payload: Payload) -> str:

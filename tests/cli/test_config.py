@@ -40,6 +40,17 @@ def test_show_tells_every_setting_and_its_origin_without_a_daemon(
     assert souk("config").out == souk("config", "show").out
 
 
+def test_show_tells_the_defaults_whatever_is_set(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(home, "[market]\nprice_in = 5\n")
+    monkeypatch.setenv("SOUK_MARKET_PRICE_OUT", "6")
+    with running(home):
+        found = souk("config", "show", "--defaults", "-o", "json").json()["settings"]
+    assert {it["origin"] for it in found} == {"default"} and not {5, 6} & {
+        it["value"] for it in found if it["name"].startswith("market.price_")
+    }
+    assert souk("config", "show", "--defaults", "--changed").code == 2
+
+
 def test_show_asks_the_daemon_when_one_runs(daemon: FakeDaemon, home: Home) -> None:
     answer = {
         "schema": 1,

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -34,6 +35,16 @@ def test_status_ends_with_1_when_the_node_is_not_ready(daemon: FakeDaemon) -> No
     daemon.answer("GET /api/v1/status", STATUS | {"ready": False})
     ran = souk("status", "-o", "json")
     assert ran.code == 1 and ran.json()["ready"] is False
+
+
+def test_status_is_followed_line_by_line_until_the_daemon_goes(daemon: FakeDaemon) -> None:
+    states = [STATUS, STATUS | {"name": "later"}]
+    daemon.answer("GET /api/v1/events", [f"data: {json.dumps({'at_ms': 1, 'status': it})}" for it in states])
+    ran = souk("status", "--watch", "-o", "jsonl")
+    assert [json.loads(line)["name"] for line in ran.out.splitlines()] == ["n", "later"]
+    assert ran.code == 4 and "it is stopping" in ran.err
+    once = souk("status", "--watch")
+    assert once.code == 0 and "n (ready), worker" in once.out and "later" not in once.out
 
 
 def test_stop_asks_the_daemon_to_end(daemon: FakeDaemon, home: Home) -> None:

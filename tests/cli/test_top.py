@@ -72,6 +72,13 @@ def test_every_snapshot_is_a_line_until_the_daemon_goes(daemon: FakeDaemon) -> N
     assert ran.code == 4 and "it is stopping" in ran.err
 
 
+def test_snapshots_that_come_too_soon_are_left_out(daemon: FakeDaemon) -> None:
+    watch(daemon, *(shot(uptime_s=float(i)) | {"at_ms": i * 990} for i in range(6)))
+    ran = souk("top", "-o", "jsonl", "--interval", "3s")
+    assert [json.loads(line)["status"]["uptime_s"] for line in ran.out.splitlines()] == [0.0, 3.0]
+    assert sum(asked[0] == "GET /api/v1/peers" for asked in daemon.asked) == 2
+
+
 def test_top_ends_with_4_when_there_is_no_daemon() -> None:
     assert souk("top", "--once", "--api", "http://127.0.0.1:1").code == 4
 
