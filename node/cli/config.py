@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from node.config_file import Loaded
 
 
-@click.group(cls=SoukGroup, invoke_without_command=True)
+@click.group(
+    cls=SoukGroup, invoke_without_command=True, commands={"set": set_, "unset": unset, "edit": edit}
+)
 @click.pass_context
 def config(ctx: click.Context) -> int:
     """Show, check and change the settings; make a running daemon read them again."""
@@ -161,7 +163,3 @@ def _reloaded(payload: Payload) -> str:
         wanted = f"until a restart brings {_plain(it['after'])}  ({it['origin']})"
         lines.append(f"{it['name']}: stays {_plain(it['before'])} {wanted}")
     return "\n".join(lines) or "nothing has changed"
-
-
-for _command in (set_, unset, edit):
-    config.add_command(_command)
