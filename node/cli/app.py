@@ -39,7 +39,7 @@ VERBS: Final = {
     "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
     "models": ("node.cli.models:models", "List, add, check and remove models."),
     "devices": ("node.cli.network:devices", "List this node's devices."),
-    "advert": ("node.cli.network:advert", "Show what this node tells the network."),
+    "advert": ("node.cli.network:advert", "Show, withdraw or publish what this node tells the network."),
     "receipts": ("node.cli.receipts:receipts", "List, show and verify receipts and proofs."),
     "ledger": ("node.cli.ledger:ledger", "Show, check, export and rebuild the books."),
     "env": ("node.cli.control:env", "Print the variables that point OpenAI clients here."),

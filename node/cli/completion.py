@@ -43,6 +43,13 @@ def complete_model(ctx: click.Context, _param: click.Parameter, incomplete: str)
     return []
 
 
+def complete_setting(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of settings that begin so, for ``shell_complete``."""
+    from node.config_file import setting_types
+
+    return [name for name in setting_types() if name.startswith(incomplete)]
+
+
 def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
     """Return the ids of recent jobs that begin so, for ``shell_complete``."""
     with contextlib.suppress(CliError, OSError):

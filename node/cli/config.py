@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.cli.client import find_daemon
+from node.cli.completion import complete_setting
 from node.cli.config_change import edit, set_, unset
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukGroup, pass_globals
@@ -20,9 +21,7 @@ if TYPE_CHECKING:
     from node.config_file import Loaded
 
 
-@click.group(
-    cls=SoukGroup, invoke_without_command=True, commands={"set": set_, "unset": unset, "edit": edit}
-)
+@click.group(cls=SoukGroup, invoke_without_command=True, commands={"set": set_, "unset": unset, "edit": edit})
 @click.pass_context
 def config(ctx: click.Context) -> int:
     """Show, check and change the settings; make a running daemon read them again."""
@@ -47,7 +46,7 @@ def show(options: Globals, origin: bool = False, changed: bool = False, defaults
 
 
 @config.command("get")
-@click.argument("name", metavar="SECTION.KEY")
+@click.argument("name", metavar="SECTION.KEY", shell_complete=complete_setting)
 @pass_globals
 def get(options: Globals, name: str) -> int:
     """Print one setting's value; 5 when there is no such setting."""

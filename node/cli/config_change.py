@@ -9,6 +9,7 @@ from typing import Final
 
 import click
 
+from node.cli.completion import complete_setting
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import Payload, emit, note
@@ -18,7 +19,7 @@ EDITORS: Final = ("editor", "nano", "vi")
 
 
 @click.command("set", cls=SoukCommand)
-@click.argument("name", metavar="SECTION.KEY")
+@click.argument("name", metavar="SECTION.KEY", shell_complete=complete_setting)
 @click.argument("value")
 @pass_globals
 def set_(options: Globals, name: str, value: str) -> int:
@@ -40,7 +41,7 @@ def set_(options: Globals, name: str, value: str) -> int:
 
 
 @click.command("unset", cls=SoukCommand)
-@click.argument("name", metavar="SECTION.KEY")
+@click.argument("name", metavar="SECTION.KEY", shell_complete=complete_setting)
 @pass_globals
 def unset(options: Globals, name: str) -> int:
     """Take one setting out of the home's file: its default holds again. Other lines and comments stay."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 DISK_WARN_BYTES: Final = 5 << 30
 DISK_FAIL_BYTES: Final = 200 << 20
+MEMORY_WARN_BYTES: Final = 1 << 30
 # Adverts and contracts are judged by the clock, so a machine that lost its battery's time cannot trade.
 CLOCK_MIN: Final = 1_760_000_000
 CLOCK_MAX: Final = 4_100_000_000
@@ -53,7 +54,10 @@ def _fault(check: str, text: str, fix: str) -> Finding:
 
 @click.command(cls=SoukCommand)
 @click.option(
-    "--only", metavar="NAME", help="Run one check: home, config, key, clock, disk, models, ports, daemon."
+    "--only",
+    metavar="NAME",
+    shell_complete=lambda _ctx, _param, begun: [name for name in CHECKS if name.startswith(begun)],
+    help="Run one check: home, config, key, clock, disk, memory, ledger, models, ports, daemon.",
 )
 @pass_globals
 def doctor(options: Globals, only: str | None) -> int:
@@ -140,6 +144,39 @@ def check_disk(options: Globals) -> Iterator[Finding]:
         yield _ok("disk", text)
 
 
+def check_memory(_options: Globals) -> Iterator[Finding]:
+    import psutil
+
+    found = psutil.virtual_memory()
+    text = f"{size(found.available)} of {size(found.total)} is free"
+    if found.available < MEMORY_WARN_BYTES:
+        yield _warning(
+            "memory", text, "end other programs, or serve smaller models: worker.memory_bytes_max, models.serve"
+        )
+    else:
+        yield _ok("memory", text)
+
+
+def check_ledger(options: Globals) -> Iterator[Finding]:
+    path = options.home.ledger_path
+    if not path.is_file():
+        yield _ok("ledger", "none yet: the daemon makes one")
+        return
+    from node.errors import LedgerError
+    from node.ledger.audit import read_only
+
+    try:
+        with read_only(path) as db:
+            (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
+    except LedgerError as exc:
+        yield _fault("ledger", str(exc), "put the newest backup into place: docs/operate.md, Backup")
+        return
+    if said == "ok":
+        yield _ok("ledger", f"{path}, {size(path.stat().st_size)}; souk ledger verify checks every signature")
+    else:
+        yield _fault("ledger", f"{path}: {said}", "put the newest backup into place: docs/operate.md, Backup")
+
+
 def check_models(options: Globals) -> Iterator[Finding]:
     from node.models.store import ModelStore
 
@@ -191,9 +228,12 @@ def check_daemon(options: Globals) -> Iterator[Finding]:
     who = f"pid {holder.pid}" if holder else "unknown pid"
     daemon = find_daemon(options)
     try:
-        daemon.get("/api/v1/status")
+        status = daemon.get("/api/v1/status")
         yield _ok("daemon", f"{who} answers at {daemon.url}")
         yield from _not_ready(daemon)
+        yield from _not_current(status)
+        if status.get("peers_connected") == 0:
+            yield _warning("daemon", "no peer is connected", "souk peers connect ADDR; for good: p2p.bootstrap")
     except CliError as exc:
         fix = "wait, if it just started; else souk stop, or kill it"
         yield _fault("daemon", f"{who} holds the home: {str(exc).splitlines()[0]}", fix)
@@ -204,6 +244,14 @@ def _not_ready(daemon: Daemon) -> Iterator[Finding]:
         daemon.get("/readyz")
     except CliError as exc:
         yield _warning("daemon", f"not ready: {exc}", "souk status, and its log, say what it waits for")
+
+
+def _not_current(status: Payload) -> Iterator[Finding]:
+    from importlib.metadata import version
+
+    ours, runs = version("souk"), status.get("version", version("souk"))
+    if runs != ours:
+        yield _warning("daemon", f"it is souk {runs}, this program is {ours}", "souk stop, then souk serve")
 
 
 def _existing(path: Path) -> Path:
@@ -231,6 +279,8 @@ CHECKS: Final[dict[str, Callable[[Globals], Iterator[Finding]]]] = {
     "key": check_key,
     "clock": check_clock,
     "disk": check_disk,
+    "memory": check_memory,
+    "ledger": check_ledger,
     "models": check_models,
     "ports": check_ports,
     "daemon": check_daemon,

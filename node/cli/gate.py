@@ -47,6 +47,24 @@ def resume(options: Globals) -> int:
     return Exit.DONE if payload["gate"]["open"] else Exit.FAILED
 
 
+@click.command(cls=SoukCommand)
+@pass_globals
+@click.pass_context
+def withdraw(ctx: click.Context, _options: Globals) -> int:
+    """Take this node's offers back: peers are told, jobs that run go on. The same as souk drain --no-wait."""
+    code: int = ctx.invoke(drain, grace=None, now=False, no_wait=True)
+    return code
+
+
+@click.command(cls=SoukCommand)
+@pass_globals
+@click.pass_context
+def publish(ctx: click.Context, _options: Globals) -> int:
+    """Offer again what was withdrawn; 1 when the owner's policy keeps peers out. The same as souk resume."""
+    code: int = ctx.invoke(resume)
+    return code
+
+
 def gate_text(gate: dict[str, Any]) -> str:  # JSON of the daemon
     """Return in one line whether peers' jobs are taken, and if not, why and until when."""
     if gate["open"]:

@@ -10,7 +10,9 @@ import click
 
 from node.cli.books import find_books
 from node.cli.client import find_daemon
+from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
+from node.cli.lately import begin_ms, newer, promised_since
 from node.cli.options import Globals, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, emit, facts, moment, money, short
 
@@ -23,6 +25,11 @@ FIELDS: Final = (
 )  # fmt: skip
 
 
+_SINCE: Final = click.option(
+    "--since", callback=duration_s, metavar="TIME", help="Only what is not older, such as 24h or 30d."
+)
+
+
 @click.group(cls=SoukGroup, invoke_without_command=True)
 @click.pass_context
 def ledger(ctx: click.Context) -> int:
@@ -32,15 +39,30 @@ def ledger(ctx: click.Context) -> int:
 
 @ledger.command("show")
 @click.argument("peer", required=False)
+@_SINCE
 @pass_globals
-def show(options: Globals, peer: str | None) -> int:
-    """Show what passed between this node and each peer, or PEER alone."""
+def show(options: Globals, peer: str | None = None, since: float | None = None) -> int:
+    """Show what passed between this node and each peer, or PEER alone; with --since, what was promised since."""
     books = find_books(options)
-    if peer is None:
+    if since is not None:
+        entries = (it for it in _all_entries(books.entries) if peer in (None, it["peer_id"]))
+        emit(options, promised_since(entries, begin_ms(since)), rows="peers", table=_lately_table)
+    elif peer is None:
         emit(options, books.accounts(), rows="peers", table=_accounts_table)
     else:
         emit(options, books.account(peer), table=_account_table)
     return Exit.DONE
+
+
+@ledger.command("peer")
+@click.argument("peer")
+@_SINCE
+@pass_globals
+@click.pass_context
+def peer_(ctx: click.Context, _options: Globals, peer: str, since: float | None) -> int:
+    """Show what passed between this node and PEER: the same as ledger show PEER."""
+    code: int = ctx.invoke(show, peer=peer, since=since)
+    return code
 
 
 @ledger.command("verify")
@@ -86,11 +108,12 @@ def settle(options: Globals, peer: str, amount: int | None) -> int:
 @ledger.command("export")
 @click.option("--format", "form", type=click.Choice(("jsonl", "csv")), default="jsonl", help="One entry a line.")
 @click.option("--envelopes", is_flag=True, help="The signed messages as well, in hex.")
+@_SINCE
 @pass_globals
-def export(options: Globals, form: str, envelopes: bool) -> int:
+def export(options: Globals, form: str, envelopes: bool, since: float | None) -> int:
     """Write every entry to standard output: ids, kinds, peers and sums; no prompt or answer is in a ledger."""
     fields = (*FIELDS, "envelope") if envelopes else FIELDS
-    entries = _all_entries(find_books(options).entries)
+    entries = newer(_all_entries(find_books(options).entries), since)
     if form == "csv":
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(fields)
@@ -155,6 +178,21 @@ def _accounts_table(payload: Payload) -> str:
     ]
     titles = ("PEER", "EARNED", "SPENT", "THEY OWE", "WE OWE", "SOLD", "BOUGHT", "LAST")
     return f"{columns(titles, rows)}\n\n{facts(sums)}"
+
+
+def _lately_table(payload: Payload) -> str:
+    if not payload["peers"]:
+        return f"Nothing was promised since {moment(payload['since_ms'])}."
+    rows = [
+        [short(it["peer_id"]), it["earned_microcredits"], it["spent_microcredits"], it["contracts"]]
+        for it in payload["peers"]
+    ]
+    sums = [
+        ("since", moment(payload["since_ms"])),
+        ("earned", money(payload["earned_microcredits"])),
+        ("spent", money(payload["spent_microcredits"])),
+    ]
+    return f"{columns(('PEER', 'EARNED', 'SPENT', 'CONTRACTS'), rows)}\n\n{facts(sums)}"
 
 
 def _account_table(payload: Payload) -> str:

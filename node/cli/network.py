@@ -6,6 +6,7 @@ import click
 
 from node.cli.client import find_daemon
 from node.cli.exits import CliError, Exit
+from node.cli.gate import publish, withdraw
 from node.cli.options import Globals, SoukCommand, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, duration, emit, facts, moment, note, short, size
 
@@ -119,9 +120,9 @@ def _served_row(device: str, model: dict[str, Any]) -> list[object]:  # JSON of 
     ]
 
 
-@click.group(cls=SoukGroup)
+@click.group(cls=SoukGroup, commands={"publish": publish, "withdraw": withdraw})
 def advert() -> None:
-    """Show what this node tells the network."""
+    """Show what this node tells the network, take it back, or tell it again."""
 
 
 @advert.command("show")

@@ -7,11 +7,18 @@ from typing import Any, Final
 import click
 
 from node.cli.client import find_daemon
+from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
+from node.cli.lately import newer
 from node.cli.options import Globals, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, emit, facts, moment, short
+from node.cli.output import Payload, columns, emit, facts, moment, note, short
 
 FILE_BYTES_MAX: Final = 64 << 20
+LISTED_MAX: Final = 1000
+"""The daemon lists no more."""
+_SINCE: Final = click.option(
+    "--since", callback=duration_s, metavar="TIME", help="Only what is not older, such as 24h or 30d."
+)
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
@@ -22,11 +29,13 @@ def receipts(ctx: click.Context) -> int:
 
 
 @receipts.command("ls")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, help="How many, newest first.")
+@click.option("--limit", type=click.IntRange(1, LISTED_MAX), default=50, help="How many, newest first.")
+@_SINCE
 @pass_globals
-def list_receipts(options: Globals, limit: int) -> int:
+def list_receipts(options: Globals, limit: int = 50, since: float | None = None) -> int:
     """List the jobs that were contracted, newest first."""
     payload = find_daemon(options).get(f"/api/v1/receipts?limit={limit}")
+    payload = {**payload, "receipts": list(newer(payload["receipts"], since))}
     emit(options, payload, rows="receipts", table=_receipts_table)
     return Exit.DONE
 
@@ -37,6 +46,19 @@ def list_receipts(options: Globals, limit: int) -> int:
 def show(options: Globals, contract_id: str) -> int:
     """Show the signed messages of one contract; -o json prints the bundle that `verify` reads."""
     emit(options, fetch_bundle(options, contract_id), rows="messages", table=bundle_table)
+    return Exit.DONE
+
+
+@receipts.command("export")
+@_SINCE
+@pass_globals
+def export(options: Globals, since: float | None) -> int:
+    """Print the bundle of every contract, newest first, one on a line: `verify` reads each."""
+    listed = find_daemon(options).get(f"/api/v1/receipts?limit={LISTED_MAX}")["receipts"]
+    if len(listed) == LISTED_MAX:
+        note(options, f"these are the newest {LISTED_MAX}; souk receipts show ID has any other")
+    for receipt in newer(listed, since):
+        print(json.dumps(fetch_bundle(options, receipt["contract_id"]), ensure_ascii=False))
     return Exit.DONE
 
 

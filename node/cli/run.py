@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -16,12 +17,14 @@ from node.cli.numbers import Number
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import harmless, note
 
+FILE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 _CLEAR_LINE: Final = "\r\x1b[2K"
 
 
 @click.command(cls=SoukCommand)
 @click.argument("model", shell_complete=complete_model)
 @click.argument("prompt", required=False)
+@click.option("--file", "source", type=FILE, help="A file with the prompt; what it is about may stand in PROMPT.")
 @click.option("--system", metavar="TEXT", help="What the model is told about its task.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of the answer, at most.")
 @click.option("--temperature", type=Number(0, 2), help="0 takes the likeliest token every time.")
@@ -31,8 +34,12 @@ _CLEAR_LINE: Final = "\r\x1b[2K"
 @buying_options
 @click.option("--timings", is_flag=True, help="Say who answered, for how much and how fast.")
 @pass_globals
-def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **asked: Any) -> int:  # click's values
-    """Ask MODEL and print its answer as it comes; the PROMPT may come from a pipe.
+def run(
+    options: Globals, /, model: str, prompt: str | None, source: Path | None, timings: bool, **asked: Any
+) -> int:  # click's values
+    """Ask MODEL and print its answer as it comes; the PROMPT may come from a pipe, or with --file from a file.
+
+    With both a PROMPT and a file, the PROMPT comes first, then an empty line and the file.
 
     Without a PROMPT on a terminal it is a conversation. Ctrl-C ends the job at the peer; what was generated until
     then is paid.
@@ -50,6 +57,8 @@ def run(options: Globals, /, model: str, prompt: str | None, timings: bool, **as
             print(answer.timings(), file=sys.stderr)
         return answer
 
+    if source is not None:
+        prompt = _with_file(prompt, source)
     if prompt is None and sys.stdin.isatty():
         return _converse(options, ask, first)
     try:
@@ -81,15 +90,24 @@ def _ignore(_text: str) -> None:
     pass
 
 
+def _with_file(prompt: str | None, source: Path) -> str:
+    text = _decoded(source.read_bytes(), f"the prompt in {source}")
+    return text if prompt is None else f"{prompt}\n\n{text}"
+
+
 def _prompt(argument: str | None) -> str:
     if argument is not None:
         return argument
+    return _decoded(sys.stdin.buffer.read(), "the prompt that was piped in")
+
+
+def _decoded(data: bytes, what: str) -> str:
     try:
-        text = sys.stdin.buffer.read().decode()
+        text = data.decode()
     except UnicodeDecodeError as exc:
-        raise CliError(f"the prompt that was piped in is not UTF-8 text: {exc}", Exit.USAGE) from exc
+        raise CliError(f"{what} is not UTF-8 text: {exc}", Exit.USAGE) from exc
     if not text.strip():
-        raise CliError("the prompt that was piped in is empty", Exit.USAGE)
+        raise CliError(f"{what} is empty", Exit.USAGE)
     return text
 
 

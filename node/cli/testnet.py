@@ -106,6 +106,44 @@ def kill(options: Globals, name: str, folder: Path | None) -> int:
     return Exit.DONE
 
 
+@testnet.command("restart")
+@click.argument("name", metavar="NODE")
+@_DIR
+@pass_globals
+def restart(options: Globals, name: str, folder: Path | None) -> int:
+    """Start a node again, with its key, its ledger and its address; one that runs is stopped first."""
+    network = _load(folder)
+    node = network.restart(network.find(name))
+    note(options, f"{node.name} runs again (pid {node.pid})")
+    return Exit.DONE
+
+
+@testnet.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("name", metavar="NODE")
+@click.argument("arguments", metavar="VERB…", nargs=-1, required=True, type=click.UNPROCESSED)
+@_DIR
+@pass_globals
+def exec_(options: Globals, name: str, arguments: tuple[str, ...], folder: Path | None) -> int:
+    """Run a verb of souk on a node: souk testnet exec 2 -- status. Ends with the verb's own code."""
+    from node.cli.app import code_of
+
+    node = _load(folder).find(name)
+    # Named, so that SOUK_API of this shell leads nowhere else; of a node that has ended, the home has to do.
+    api = ["--api", node.url] if node.url and node.process() else []
+    return code_of(["--home", node.home, "-o", options.output, *api, *arguments])
+
+
+@testnet.command("env")
+@click.argument("name", metavar="NODE")
+@_DIR
+@pass_globals
+@click.pass_context
+def env(ctx: click.Context, _options: Globals, name: str, folder: Path | None) -> int:
+    """Print the variables that point OpenAI clients at a node: eval "$(souk testnet env 2)"."""
+    code: int = ctx.invoke(exec_, name=name, arguments=("env",), folder=folder)
+    return code
+
+
 @testnet.command("simulate")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="The first seed.")
 @click.option("--seeds", "count", type=click.IntRange(1), default=1, show_default=True, help="How many in a row.")

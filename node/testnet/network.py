@@ -169,6 +169,24 @@ class Network:
         self.nodes[index] = replace(node, url=info.url, peer_id=info.peer_id, addresses=info.addresses)
         self.save()
 
+    def restart(self, node: Node) -> Node:
+        """Start a node once more in its home, at the addresses that peers know; return it when it is ready.
+
+        Raises:
+            TestnetError: it ended or stayed silent; the message has the end of its log.
+        """
+        stop([node])
+        listen = ",".join(address.partition("/p2p/")[0] for address in node.addresses)
+        program = (sys.executable, "-m", "node.cli")
+        settings = ("--set", f"p2p.listen={listen}") if listen else ()
+        index = self.nodes.index(node)
+        self.nodes[index] = _launch(
+            Home(Path(node.home)), program, name=node.name, role=node.role, settings=settings
+        )
+        self.save()
+        self._wait_ready(index)
+        return self.nodes[index]
+
     def down(self) -> list[str]:
         """Stop every node; return the names of those that had to be killed."""
         killed = stop(self.nodes)
@@ -190,12 +208,23 @@ def spawn(
     """
     home = Home(plan.folder / name)
     home.create()
-    home.remove_api()  # of an earlier run: it would be taken for a sign that this one is ready
     config = node_config(plan, name=name, role=role, bootstrap=bootstrap, listen=listen)
     home.config_path.write_text(config, encoding="utf-8")
+    return _launch(home, plan.program, name=name, role=role)
+
+
+def _launch(
+    home: Home,
+    program: tuple[str, ...],
+    *,
+    name: str,
+    role: Literal["worker", "client"],
+    settings: tuple[str, ...] = (),
+) -> Node:
+    home.remove_api()  # of an earlier run: it would be taken for a sign that this one is ready
     # The settings of the shell that starts a testnet are not meant for its nodes.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("SOUK_")}
-    command = [*plan.program, "--home", str(home.path), "serve"]
+    command = [*program, "--home", str(home.path), "serve", *settings]
     with open(home.log_path, "ab") as log_file:
         process = subprocess.Popen(  # noqa: S603  our own interpreter and our own arguments
             command,

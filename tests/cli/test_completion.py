@@ -43,3 +43,8 @@ def test_completion_asks_the_daemon_that_the_words_before_name(daemon: FakeDaemo
 
 def test_nothing_is_completed_when_no_daemon_answers() -> None:
     assert complete("run", "") == []
+
+
+def test_settings_are_completed_without_a_daemon() -> None:
+    assert complete("config", "set", "market.price_i") == ["market.price_in"]
+    assert complete("config", "unset", "log.") == ["log.level", "log.format"]

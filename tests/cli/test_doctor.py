@@ -4,6 +4,7 @@ import time
 import pytest
 
 from node.home import Home
+from node.ledger.store import LedgerStore
 from tests.cli.fakes import FakeDaemon, souk
 
 
@@ -76,3 +77,29 @@ def test_doctor_asks_the_daemon_that_holds_the_home(settled: Home, daemon: FakeD
 def test_doctor_knows_its_checks() -> None:
     ran = souk("doctor", "--only", "nothing")
     assert ran.code == 2 and "home, config, key" in ran.err
+
+
+def test_doctor_finds_a_ledger_that_is_none(settled: Home) -> None:
+    assert "none yet" in findings("--only", "ledger")[0]["text"]
+    settled.ledger_path.write_bytes(b"not a database" * 100)
+    ran = souk("doctor", "--only", "ledger")
+    assert ran.code == 1 and "✗ ledger" in ran.out and "backup" in ran.out
+    settled.ledger_path.unlink()
+    store = LedgerStore(settled.ledger_path)
+    store.open()
+    store.close()
+    assert [it["state"] for it in findings("--only", "ledger")] == ["ok"]
+
+
+def test_doctor_warns_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is free" in findings("--only", "memory")[0]["text"]
+    monkeypatch.setattr("node.cli.doctor.MEMORY_WARN_BYTES", 1 << 60)
+    assert findings("--only", "memory")[0]["state"] == "warning"
+
+
+def test_doctor_warns_when_the_daemon_is_of_another_version_or_alone(settled: Home, daemon: FakeDaemon) -> None:
+    daemon.answer("GET /api/v1/status", {"schema": 1, "version": "0.0.1", "peers_connected": 0})
+    daemon.answer("GET /readyz", {"ready": True})
+    with settled.locked():
+        texts = [it["text"] for it in findings("--only", "daemon") if it["state"] == "warning"]
+    assert len(texts) == 2 and texts[0].startswith("it is souk 0.0.1") and texts[1] == "no peer is connected"

@@ -238,3 +238,26 @@ def test_statements_are_asked_of_the_daemon_when_it_runs(running: FakeDaemon) ->
     bundle = settlements.bundled(settlements.signed_chain())
     running.answer(f"GET /api/v1/ledger/statements/{PEER}", {"schema": 1, "bundle": bundle})
     assert json.loads(souk("ledger", "statements", PEER, "--evidence").out) == bundle
+
+
+@pytest.fixture
+def two_hours_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.cli.lately.time.time", lambda: examples.NOW_MS / 1000 + 7200)
+
+
+@pytest.mark.usefixtures("two_hours_later")
+def test_books_of_a_span_of_time_count_what_was_promised_in_it(ledger: Path) -> None:
+    whole = souk("ledger", "show", REQUESTER, "-o", "json").json()["peer"]
+    found = souk("ledger", "show", "--since", "1d", "-o", "json").json()
+    assert found["earned_microcredits"] == whole["earned_microcredits"] > 0
+    assert [(it["peer_id"], it["contracts"]) for it in found["peers"]] == [(REQUESTER, 2)]
+    assert "CONTRACTS" in souk("ledger", "show", "--since", "1d").out
+    assert "Nothing was promised since" in souk("ledger", "show", "--since", "1h").out
+    assert souk("ledger", "peer", REQUESTER).out == souk("ledger", "show", REQUESTER).out
+    assert souk("ledger", "peer", PEER, "--since", "1d", "-o", "json").json()["peers"] == []
+
+
+@pytest.mark.usefixtures("two_hours_later")
+def test_export_leaves_out_what_is_older(ledger: Path) -> None:
+    assert souk("ledger", "export", "--since", "1d").out == souk("ledger", "export").out != ""
+    assert souk("ledger", "export", "--since", "1h").out == ""

@@ -80,3 +80,14 @@ def test_advert_is_shown_flat_or_said_to_be_missing(daemon: FakeDaemon) -> None:
     assert "offers.0.model  smol" in out and "issued_at       1970-01-01 00:00:00Z" in out
     daemon.answer("GET /api/v1/advert", {"schema": 1, "advert": None})
     assert "offers nothing" in souk("advert", "show").out
+
+
+def test_advert_is_withdrawn_and_published_as_by_drain_and_resume(daemon: FakeDaemon) -> None:
+    gate = {"open": False, "drained": True, "reasons": ["drained by hand"], "opens_at_ms": None, "jobs": 2}
+    daemon.answer("POST /api/v1/drain", {"schema": 1, "gate": gate})
+    ran = souk("advert", "withdraw")
+    assert ran.code == 0 and daemon.body == {"grace_s": None} and "2 jobs of peers still run" in ran.out
+    daemon.answer("POST /api/v1/resume", {"schema": 1, "gate": gate | {"open": True}})
+    assert souk("advert", "publish", "-o", "json").json()["gate"]["open"] is True
+    daemon.answer("POST /api/v1/resume", {"schema": 1, "gate": gate})
+    assert souk("advert", "publish").code == 1

@@ -102,3 +102,17 @@ def test_show_describes_each_message_for_people(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/receipts/c0ffee", {"schema": 1, "bundle": signed_bundle()})
     out = souk("receipts", "show", "c0ffee").out
     assert '"signature": "valid"' in out and "price_max" in out
+
+
+def test_every_bundle_is_exported_on_a_line_as_verify_reads_it(daemon: FakeDaemon) -> None:
+    bundles = [{"network": f"{i:02}" * 32, "messages": []} for i in range(2)]
+    listed = [RECEIPT | {"contract_id": f"{i:02}" * 32, "at_ms": i * 4_000_000_000_000} for i in range(2)]
+    daemon.answer("GET /api/v1/receipts?limit=1000", {"schema": 1, "receipts": listed})
+    for receipt, bundle in zip(listed, bundles, strict=True):
+        daemon.answer(f"GET /api/v1/receipts/{receipt['contract_id']}", {"schema": 1, "bundle": bundle})
+    assert [json.loads(line) for line in souk("receipts", "export").out.splitlines()] == bundles
+    assert [json.loads(line) for line in souk("receipts", "export", "--since", "30d").out.splitlines()] == bundles[
+        1:
+    ]
+    daemon.answer("GET /api/v1/receipts?limit=50", {"schema": 1, "receipts": listed})
+    assert souk("receipts", "ls", "--since", "1h", "-o", "json").json()["receipts"] == listed[1:]

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_run_refuses_a_number_that_is_none(option: str) -> None:
     assert souk("run", "m", "hi", option, "nan").code == 2
 
 
-@pytest.mark.parametrize("time", ["0", "-1", "5 m", "soon", "1d"])
+@pytest.mark.parametrize("time", ["0", "-1", "5 m", "soon", "1y"])
 def test_run_refuses_a_deadline_that_is_no_time(time: str) -> None:
     ran = souk("run", "m", "hi", "--deadline", time)
     assert ran.code == 2 and "90s or 5m" in ran.err
@@ -159,3 +160,20 @@ def test_run_closes_the_connection_and_says_so_when_interrupted(daemon: FakeDaem
     assert ran.code == 130
     assert "cancelled" in ran.err
     assert daemon.client_gone.wait(5)
+
+
+def test_prompt_comes_from_a_file_after_what_is_asked_about_it(daemon: FakeDaemon, tmp_path: Path) -> None:
+    daemon.stream(*ANSWER)
+    source = tmp_path / "text"
+    source.write_text("the cat sat\n")
+    assert souk("run", "m", "Summarise:", "--file", str(source)).code == 0
+    assert daemon.body["messages"] == [{"role": "user", "content": "Summarise:\n\nthe cat sat\n"}]
+    souk("run", "m", "--file", str(source))
+    assert daemon.body["messages"] == [{"role": "user", "content": "the cat sat\n"}]
+
+
+@pytest.mark.parametrize(("data", "said"), [(b" \n", "is empty"), (b"\xff", "is not UTF-8 text")])
+def test_run_refuses_a_file_that_is_no_prompt(daemon: FakeDaemon, tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "text").write_bytes(data)
+    ran = souk("run", "m", "--file", str(tmp_path / "text"))
+    assert ran.code == 2 and said in ran.err and str(tmp_path / "text") in ran.err and not daemon.asked

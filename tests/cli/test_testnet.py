@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -7,8 +8,9 @@ import pytest
 
 from node.cli.exits import CliError
 from node.cli.testnet import default_folder, make_plan
+from node.home import Home
 from node.testnet.network import Network, Node
-from tests.cli.fakes import souk
+from tests.cli.fakes import serving, souk
 from tests.testnet.mutants import accepted_before_fsync
 
 
@@ -26,7 +28,7 @@ def network(tmp_path: Path) -> Network:
     return made
 
 
-@pytest.mark.parametrize("verb", [["status"], ["down"], ["logs", "1"], ["kill", "1"]])
+@pytest.mark.parametrize("verb", [["status"], ["down"], ["logs", "1"], ["kill", "1"], ["env", "1"]])
 def test_verbs_say_how_to_start_when_there_is_no_testnet(tmp_path: Path, verb: list[str]) -> None:
     ran = souk("testnet", *verb, "--dir", str(tmp_path))
     assert ran.code == 1 and "souk testnet up" in ran.err
@@ -101,3 +103,20 @@ def test_simulate_shows_the_shortest_history_when_a_rule_is_broken(monkeypatch: 
 def test_simulate_names_the_scenarios_when_it_knows_no_such() -> None:
     ran = souk("testnet", "simulate", "--scenario", "nonsense")
     assert ran.code == 2 and "overload" in ran.err
+
+
+def test_exec_runs_a_verb_on_a_node_and_ends_with_its_code(
+    network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOUK_API", "http://127.0.0.1:1")
+    folder = str(network.folder)
+    ran = souk("testnet", "exec", "--dir", folder, "1", "--", "config", "path", "-o", "json")
+    assert ran.code == 0 and ran.json()["path"] == str(tmp_path / "node-1" / "config.toml")
+    home = Home(tmp_path / "node-1")
+    with serving(home) as daemon:
+        network.nodes[0] = replace(network.nodes[0], url=daemon.url)
+        network.save()
+        daemon.answer("GET /api/v1/devices", {"schema": 1, "devices": []})
+        assert souk("testnet", "exec", "1", "devices", "-o", "json", "--dir", folder).json()["devices"] == []
+        assert f"{daemon.url}/v1" in souk("testnet", "env", "1", "--dir", folder).out
+    assert souk("testnet", "exec", "1", "--dir", folder, "devices").code == 4
