@@ -31,6 +31,9 @@ STATE_NAME: Final = "state.json"
 _STEP_S: Final = 0.05
 
 
+PROGRAM: Final = (sys.executable, "-m", "node.cli")
+
+
 class TestnetError(NodeError):
     """The network could not be started, found or stopped."""
 
@@ -49,7 +52,7 @@ class Plan:
     """TOML that every node begins with; names, roles and addresses are written over it."""
     models: tuple[str, ...] = ("*",)
     """What providers load."""
-    program: tuple[str, ...] = (sys.executable, "-m", "node.cli")
+    program: tuple[str, ...] = PROGRAM
     """What is run with ``--home DIR serve``."""
 
 
@@ -169,7 +172,7 @@ class Network:
         self.nodes[index] = replace(node, url=info.url, peer_id=info.peer_id, addresses=info.addresses)
         self.save()
 
-    def restart(self, node: Node) -> Node:
+    def restart(self, node: Node, *, program: tuple[str, ...] = PROGRAM) -> Node:
         """Start a node once more in its home, at the addresses that peers know; return it when it is ready.
 
         Raises:
@@ -177,7 +180,6 @@ class Network:
         """
         stop([node])
         listen = ",".join(address.partition("/p2p/")[0] for address in node.addresses)
-        program = (sys.executable, "-m", "node.cli")
         settings = ("--set", f"p2p.listen={listen}") if listen else ()
         index = self.nodes.index(node)
         self.nodes[index] = _launch(

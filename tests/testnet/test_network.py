@@ -83,6 +83,15 @@ def test_network_starts_its_nodes_and_leaves_none_when_it_goes_down(
         Network.load(plan.folder)
 
 
+def test_node_that_was_killed_comes_back_at_its_address(tmp_path: Path, networks: list[Network]) -> None:
+    network = start(networks, replace(make_plan(tmp_path), nodes=1))
+    before = network.nodes[0]
+    psutil.Process(before.pid).kill()
+    after = network.restart(before, program=FAKE)
+    assert (after.pid != before.pid, after.name, after.home) == (True, before.name, before.home)
+    assert after.process() and Network.load(network.folder).nodes == [after]
+
+
 def test_network_leaves_no_process_and_shows_the_log_when_a_node_dies(
     tmp_path: Path, networks: list[Network]
 ) -> None:
