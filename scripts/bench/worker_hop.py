@@ -35,7 +35,10 @@ API_PATH: Final = "/api/v1/jobs"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     answer: TimedAnswer
+    own_cpu_s: float
+    """Processor time of this process: the daemon's part where the worker answers."""
     cpu_s: float
+    """With the worker's."""
 
 
 def main() -> None:
@@ -76,15 +79,19 @@ async def measure_hop(report: Report, config: Mapping[str, Any], model: str, rou
     report.add("decode, worker ÷ in process", "ratio", ratios)
     cpu = [it[ENGINE].cpu_s / it[WORKER].cpu_s for it in both[1:]]
     report.add("tokens by processor time, worker ÷ in process", "ratio", cpu)
+    hops = [it[WORKER] for it in both[1:]]
+    report.add("daemon's processor time of a token", "µs", [1e6 * it.own_cpu_s / it.answer.tokens for it in hops])
+    report.add("daemon's share of the processor time", "%", [100 * it.own_cpu_s / it.cpu_s for it in hops])
 
 
 async def run_round(pool: WorkerPool, engine: EngineAlone, number: int) -> dict[str, Measured]:
     """Run both arms; every other round begins with the other one, since drift hits both then."""
     arms: dict[str, Measured] = {}
     for name in (WORKER, ENGINE) if number % 2 else (ENGINE, WORKER):
-        before = _cpu_s()
+        before, own_before = _cpu_s(), time.process_time()
         answer = await ask_pool(pool, QUESTION, number) if name == WORKER else engine.ask(QUESTION)
-        arms[name] = Measured(answer=answer, cpu_s=_cpu_s() - before)
+        own = time.process_time() - own_before
+        arms[name] = Measured(answer=answer, own_cpu_s=own, cpu_s=_cpu_s() - before)
     return arms
 
 
