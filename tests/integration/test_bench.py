@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 SIDES = ("requester", "provider")
 STORE = Path(sys.prefix) / "share" / "models"
 INTER_TOKEN_MS = 200
+DAEMON_TIME = "daemon's processor time of a token"
+DAEMON_SHARE = "daemon's share of the processor time"
 BENCH = ROOT / "scripts" / "bench"
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -94,6 +96,37 @@ def test_answers_go_on_as_promised_while_a_prompt_of_2000_tokens_arrives(
     )
     # By the wall it is the benchmark's own: the suite shares its machine.
     assert cpu["max"] <= INTER_TOKEN_MS
+
+
+@pytest.mark.deep
+@pytest.mark.real_model
+@pytest.mark.skipif(not STORE.is_dir(), reason="scripts/models has not imported the chat model")
+def test_worker_process_costs_little_of_the_speed(figure: Callable[[str, str], None]) -> None:
+    report = json.loads(run_python("worker_hop.py", "--json", "--rounds", "7", timeout_s=600))
+    rows = {row["name"]: row for row in report["rows"]}
+
+    def told(name: str) -> str:
+        row = rows[name]
+        return f"{row['median']:.3g} {row['unit']} ({row['min']:.3g} to {row['max']:.3g})"
+
+    by_cpu = rows["tokens by processor time, worker ÷ in process"]
+    figure(
+        "worker hop, tokens/s through the worker ÷ in process",
+        f"{told('decode, worker ÷ in process')} by the wall, {by_cpu['median']:.3g} ({by_cpu['min']:.3g} to"
+        f" {by_cpu['max']:.3g}) by processor time, {len(by_cpu['samples'])} rounds in turn; load average"
+        f" {report['machine']['load_1min']:.2f}",
+    )
+    figure(
+        "worker hop, the daemon's part",
+        f"{told(DAEMON_TIME)} a token, {told(DAEMON_SHARE)} of the processor time",
+    )
+    figure(
+        "worker hop, p99 of the API",
+        f"idle {rows['API, idle, p99']['median']:.1f} ms, while a job runs"
+        f" {rows['API, while a job runs, p99']['median']:.1f} ms",
+    )
+    # A machine that the suite shares: the whole is noise, what the daemon does for a token is not.
+    assert rows[DAEMON_SHARE]["median"] <= 5
 
 
 def test_run_is_executable_and_refuses_an_argument_that_it_does_not_know() -> None:
