@@ -240,6 +240,7 @@ class _Daemon:
             settle=self._settler.settle,
             operator=self._operating,
             shelf=self._shelf,
+            bench=self._pool.bench,
             shutdown=nursery.cancel_scope.cancel,
             feed=self._feed,
             metrics=self._party.metrics,

@@ -7,6 +7,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from node.api.answers import error_response
+from node.api.bench_routes import bench_routes
 from node.api.control import control_routes
 from node.api.dashboard import page_routes, session_routes
 from node.api.detached import DetachedJobs
@@ -52,6 +53,7 @@ def make_app(services: Services, detached: DetachedJobs) -> ASGIApp:
         *token_routes(sessions, services.rotate_token),
         *operator_routes(services.operator),
         *model_routes(services.shelf),
+        *bench_routes(services.bench),
     ]
     app = Starlette(
         routes=[openapi_route(routes), *routes, *page_routes()],

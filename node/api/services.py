@@ -8,6 +8,7 @@ from typing import Protocol
 
 import trio
 
+from node.api.bench_routes import Bench
 from node.api.feed import Feed
 from node.api.job_views import JobTrace
 from node.api.model_routes import Shelf
@@ -139,6 +140,8 @@ class Services:
     operator: Operator
     shelf: Shelf
     """Takes models of the store into service and out of it."""
+    bench: Bench
+    """Measures a device of ours."""
     shutdown: Callable[[], None]
     """Ask the daemon to stop; called after the answer is out."""
     feed: Feed

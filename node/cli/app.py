@@ -39,6 +39,7 @@ VERBS: Final = {
     "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
     "models": ("node.cli.models:models", "List, add, check and remove models."),
     "devices": ("node.cli.network:devices", "List this node's devices."),
+    "bench": ("node.cli.bench:bench", "Measure what a device does now, beside what is advertised."),
     "advert": ("node.cli.network:advert", "Show, withdraw or publish what this node tells the network."),
     "receipts": ("node.cli.receipts:receipts", "List, show and verify receipts and proofs."),
     "ledger": ("node.cli.ledger:ledger", "Show, check, export and rebuild the books."),

@@ -34,6 +34,7 @@ EXIT_OF_CODE: Final = {
     "no_capacity": Exit.NOBODY_WILLING,
     "queue_full": Exit.NOBODY_WILLING,
     "deadline": Exit.DEADLINE,
+    "device_busy": Exit.LOCKED,
     # The job is known, but nothing of it that could be shown or run again.
     "result_gone": Exit.UNKNOWN,
     "spec_gone": Exit.UNKNOWN,

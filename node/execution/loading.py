@@ -47,6 +47,7 @@ from node.execution.seats import Seats
 from node.execution.worker_process import Request, WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
+from protocol.fields import Dtype
 from protocol.profile import Profile
 from protocol.task import GENERATE
 from protocol.units import ModelId
@@ -134,12 +135,7 @@ class ModelLoader:
         setup = self.setup
         if (known := setup.measurements.rates(setup.choice.name)) is not None:
             return known
-        with process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
-            dtype = choose_dtype(setup.config.dtype, ready.dtypes)
-            await request.send(MeasureDevice(request=request.number, dtype=dtype, memory_bytes=budget_bytes))
-            answer = await request.receive()
-        assert isinstance(answer, DeviceMeasured)
-        rates = DeviceRates(matmul_gflops=answer.matmul_gflops, read_mb_per_s=answer.read_mb_per_s)
+        rates = await measure_rates(process, choose_dtype(setup.config.dtype, ready.dtypes), budget_bytes)
         setup.measurements.keep_rates(setup.choice.name, rates)
         return rates
 
@@ -456,3 +452,16 @@ async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:
         answer = await request.receive()
     assert isinstance(answer, Measured)
     return answer
+
+
+async def measure_rates(process: WorkerProcess, dtype: Dtype, memory_bytes: int) -> DeviceRates:
+    """Return what the device does now, whatever its model, measured in so much of its memory.
+
+    Raises:
+        ExecutionError, WorkerDiedError: it could not be measured.
+    """
+    with process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+        await request.send(MeasureDevice(request=request.number, dtype=dtype, memory_bytes=memory_bytes))
+        answer = await request.receive()
+    assert isinstance(answer, DeviceMeasured)
+    return DeviceRates(matmul_gflops=answer.matmul_gflops, read_mb_per_s=answer.read_mb_per_s)

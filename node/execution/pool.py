@@ -17,6 +17,7 @@ from trio import TaskStatus
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
+from node.execution.capacity import Capacity, measure_capacity
 from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import (
     DeviceChoice,
@@ -47,6 +48,7 @@ from protocol.units import ModelId
 log = logging.getLogger(__name__)
 
 ALL_MODELS = "*"
+_ID_DIGITS_MIN: Final = 8
 _RULES: Final = WorkerRules()
 
 
@@ -304,6 +306,25 @@ class WorkerPool:
             distances=scored.distances,
         )
 
+    async def bench(self, model: str | None, device: str | None, *, duration_s: float) -> Capacity:
+        """Measure a model, by name or the start of its id, on a device that is idle; what is loaded comes first.
+
+        Raises:
+            JobRefusedError: ``model_unknown``: no such model is served there.
+            ExecutionError: ``device_busy``; as ``load``.
+            WorkerDiedError: the worker is gone; another is being started.
+        """
+        served = [(worker, it) for worker in self._workers for it in worker.served]
+        wanted = [(worker, it) for worker, it in served if device in (None, it.device) and _is_called(it, model)]
+        if not wanted:
+            has = ", ".join(sorted(f"{it.name} on {it.device}" for _, it in served)) or "nothing"
+            raise JobRefusedError(
+                f"this node does not serve {model or 'any model'} on {device or 'a device'}; it serves {has}",
+                code="model_unknown",
+            )
+        worker, found = min(wanted, key=lambda pair: (not pair[1].is_loaded, pair[0].process.jobs))
+        return await measure_capacity(worker, found, duration_s)
+
     def _least_loaded(self, model_id: ModelId) -> DeviceWorker:
         serving = [w for w in self._workers if any(model.model_id == model_id for model in w.served)]
         if serving:
@@ -398,6 +419,12 @@ def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:
     reasons = "; ".join(f"{device}: {exc}" for device, exc in refusals.items())
     kind = WorkerDiedError if code == "worker_died" else ExecutionError
     return kind(f"none of {len(refusals)} devices takes the model: {reasons}", code=code)
+
+
+def _is_called(served: ServedModel, name: str | None) -> bool:
+    if name is None or name == served.name:
+        return True
+    return len(name) >= _ID_DIGITS_MIN and served.model_id.hex().startswith(name.lower())
 
 
 def _preparation(

@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 
 from node.api.operator_routes import ChangeView, ConfigAnswer, ReloadAnswer, SettingView
 from node.api.views import GateView
-from node.errors import ConfigError
+from node.errors import ConfigError, ExecutionError
+from node.execution.capacity import Capacity, Figures
+from tests.fakes import served_model
 
 CHANGE = ChangeView(name="market.price_in", before=1, after=2, origin="config.toml:3")
 
@@ -35,3 +37,19 @@ class FakeOperator:
 
     def gate(self) -> GateView:
         return GateView(open=not self.is_drained, drained=self.is_drained, jobs=2)
+
+
+CAPACITY = Capacity(
+    model=served_model(),
+    runs=(3_000, 5_000, 4_000),
+    measured=Figures(tokens_per_s_milli=4_000, matmul_gflops=50, read_mb_per_s=9_000),
+    advertised=Figures(tokens_per_s_milli=3_500, matmul_gflops=None, read_mb_per_s=8_000),
+    was_cut=False,
+)
+
+
+async def scripted_bench(_model: str | None, device: str | None, *, duration_s: float) -> Capacity:
+    """Return the same for every device but ``cuda:0``, which is busy."""
+    if device == "cuda:0":
+        raise ExecutionError("1 job is at work on this device", code="device_busy")
+    return CAPACITY

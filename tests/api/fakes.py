@@ -53,7 +53,7 @@ from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.price import Prices
 from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
-from tests.api.fake_operator import FakeOperator
+from tests.api.fake_operator import FakeOperator, scripted_bench
 from tests.api.reply import Reply
 
 TOKEN = "the-token-of-the-home"
@@ -449,6 +449,7 @@ def fake_services(
         settle=dialler.settle,
         operator=operator or FakeOperator(),
         shelf=OneModel(),
+        bench=scripted_bench,
         shutdown=dialler.shutdown,
         draw_seed=lambda: 4242,
         draw_job_id=(JobId(bytes([number]) * 16) for number in itertools.count(1)).__next__,

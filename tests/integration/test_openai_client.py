@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,36 @@ async def test_async_client_streams_and_completes_side_by_side(network: Network)
             for streamed in (True, False):
                 nursery.start_soon(one, node, streamed)
     assert len(answers) == 4 and len(set(answers)) == 1
+
+
+def test_job_runs_without_its_client_and_again_over_contracts(network: Network) -> None:
+    buyer = network.nodes[1]
+
+    def call(method: str, path: str, body: object = None) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", port(buyer))
+        headers = {"Authorization": f"Bearer {token(buyer)}", "Idempotency-Key": path}
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+
+    spec = {"task": "generate", "souk": {"on": "remote"}, **chat()}
+    for _ in range(2):  # the key makes it one
+        status, submitted = call("POST", "/api/v1/jobs", spec)
+        assert status == 202
+    job = submitted["job_id"]
+    texts = []
+    while len(texts) < 2:
+        status, result = call("GET", f"/api/v1/jobs/{job}/result?wait_s=30")
+        assert (status, result["state"]) == (200, "closed"), result
+        texts.append(result["answer"]["text"])
+        souk = result["answer"]["souk"]
+        assert souk["job_id"] == job and souk["receipt_id"] and souk["peer"] == network.nodes[0].peer_id
+        shown = call("GET", f"/api/v1/jobs/{job}")[1]
+        assert shown["job"]["contract_id"] == souk["contract_id"] and shown["timeline"][-1]["step"] == "paid"
+        before, job = job, call("POST", f"/api/v1/jobs/{job}/rerun")[1]["job_id"]
+        assert job != before
+    assert texts[0] == texts[1] and len(texts[0]) > 0
+    call("GET", f"/api/v1/jobs/{job}/result?wait_s=30")
 
 
 def test_client_raises_the_error_that_openai_would(network: Network) -> None:

@@ -309,3 +309,22 @@ async def test_worker_ends_when_its_daemon_is_killed(store: ModelStore, tiny: St
                 await trio.lowlevel.wait_readable(worker)
         finally:
             os.close(worker)
+
+
+async def test_device_is_measured_again_by_its_worker_unless_jobs_are_there(
+    start: StartPool, tiny: StoredModel
+) -> None:
+    pool = await start()
+    (model,) = pool.models()
+    found = await pool.bench("tiny", "cpu", duration_s=0.4)
+    assert found.model == model and len(found.runs) >= 1 and not found.was_cut
+    # One in ten: a machine at work is slower, but not another machine.
+    ratio = (found.measured.tokens_per_s_milli or 0) / model.tokens_per_s_milli
+    assert 0.1 < ratio < 10 and found.measured.matmul_gflops and found.measured.read_mb_per_s
+    prompt = await pool.prepare("k", tiny.model_id, say("a"), 8)
+    with pytest.raises(ExecutionError) as refused:
+        await pool.bench(tiny.model_id.hex()[:8], None, duration_s=0.0)
+    assert refused.value.code == "device_busy"
+    await pool.release(prompt)
+    with pytest.raises(JobRefusedError, match="it serves tiny on cpu"):
+        await pool.bench("tiny", "cuda:0", duration_s=0.0)

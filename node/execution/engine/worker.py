@@ -231,7 +231,11 @@ class Worker:
             self.link.send(Probed(request=frame.request))
 
     def _measure(self, frame: Measure) -> None:
-        served = self._models[frame.model]
+        served = self._models.get(frame.model)
+        if served is None or not all(it.idle for it in self._models.values()):
+            # The engine asserts that it is alone: a job that came in between must not end the worker.
+            self.link.send(Failed(request=frame.request, code="device_busy", message="jobs run on this device"))
+            return
         self.link.send(
             Measured(
                 request=frame.request,

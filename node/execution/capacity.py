@@ -1,0 +1,102 @@
+"""What a device does now, measured again by the engine's own code, beside what is advertised of it.
+
+On a device that has nothing else to do: matrix products and memory reads, in the memory that the models leave,
+and one sequence's decoding, run after run, each as ``engine/measure.py`` measures it at start.
+"""
+
+import statistics
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+import trio
+
+from node.errors import ExecutionError
+from node.execution.interface import DeviceReport, ServedModel
+from node.execution.loading import DeviceModels, measure_model, measure_rates
+from node.execution.worker_process import WorkerProcess
+from protocol.units import ModelId
+
+BUSY: Final = "device_busy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Of one device and one model on it; ``None`` where nothing is known."""
+
+    tokens_per_s_milli: int | None
+    """Of one sequence; of another task than text, units in."""
+    matmul_gflops: int | None
+    read_mb_per_s: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """One measurement."""
+
+    model: ServedModel
+    runs: tuple[int, ...]
+    """Thousandths of tokens per second of each run; their median stands in ``measured``."""
+    measured: Figures
+    advertised: Figures
+    was_cut: bool
+    """A job came, and the measuring ended for it."""
+
+
+class Measurable(Protocol):
+    """Of ``DeviceWorker``, what is needed here."""
+
+    report: DeviceReport | None
+
+    @property
+    def process(self) -> WorkerProcess: ...
+
+    async def load_again(self, model_id: ModelId) -> DeviceModels: ...
+
+
+async def measure_capacity(worker: Measurable, model: ServedModel, duration_s: float) -> Capacity:
+    """Measure for about ``duration_s``, a run at least; a job that comes waits for one run and ends the rest.
+
+    Raises:
+        ExecutionError: ``device_busy``: jobs run there, or are prepared.
+        WorkerDiedError: the worker is gone; another is being started.
+    """
+    _refuse_busy(worker)
+    models = await worker.load_again(model.model_id)
+    began, runs, was_cut = trio.current_time(), list[int](), False
+    with models.use(model.model_id):
+        _refuse_busy(worker)
+        rates = await measure_rates(worker.process, model.dtype, max(models.free_bytes, 0))
+        while not runs or trio.current_time() - began < duration_s:
+            try:
+                _refuse_busy(worker)
+                runs.append((await measure_model(worker.process, model.model_id)).tokens_per_s_milli)
+            except ExecutionError as exc:
+                if exc.code != BUSY or not runs:
+                    raise
+                was_cut = True
+                break
+    report = worker.report
+    return Capacity(
+        model=model,
+        runs=tuple(runs),
+        measured=Figures(
+            tokens_per_s_milli=round(statistics.median(runs)),
+            matmul_gflops=rates.matmul_gflops,
+            read_mb_per_s=rates.read_mb_per_s,
+        ),
+        advertised=Figures(
+            tokens_per_s_milli=model.tokens_per_s_milli,
+            matmul_gflops=None if report is None else report.matmul_gflops,
+            read_mb_per_s=None if report is None else report.read_mb_per_s,
+        ),
+        was_cut=was_cut,
+    )
+
+
+def _refuse_busy(worker: Measurable) -> None:
+    if jobs := worker.process.jobs:
+        raise ExecutionError(
+            f"{jobs} {'job is' if jobs == 1 else 'jobs are'} at work on this device: what it does alone cannot "
+            "be measured now",
+            code=BUSY,
+        )
