@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from node.cli.client import _Connection
 from node.cli.deadline import NO_DEADLINE, Deadline, deadline_after
 from node.cli.exits import CliError, Exit
 from tests.cli.fakes import FakeDaemon, chunk, souk
@@ -48,6 +49,35 @@ def test_stream_ends_with_7_in_the_middle_and_keeps_what_came(daemon: FakeDaemon
         daemon.answers["POST /v1/chat/completions"] = status, [lines[0], event.wait]
         ran = souk("--timeout", "150ms", "run", "m", "hi")
     assert (ran.code, ran.out) == (7, "Hel\n")
+
+
+def test_stream_that_never_falls_silent_ends_with_7_as_well(daemon: FakeDaemon) -> None:
+    with held() as event:
+        # Signs of life: each of them would begin a wait of its own.
+        daemon.answer("GET /api/v1/logs/events?limit=1000", [": waiting", lambda: event.wait(0.02)] * 100)
+        began_s = time.monotonic()
+        ran = souk("logs", "-f", "--timeout", "100ms")
+    assert ran.code == 7 and "within the 0.1 s" in ran.err
+    assert time.monotonic() - began_s < 1.0
+
+
+def test_each_wait_of_a_connection_gets_what_is_left(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("node.cli.deadline.time.monotonic", lambda: now_s)
+    port = int(daemon.url.rpartition(":")[2])
+    connection = _Connection("127.0.0.1", port, silence_s=30.0, deadline=deadline_after(40.0, now_s))
+    connection.connect()
+    try:
+        waits = []
+        for now_s in (100.0, 110.0, 125.0):  # noqa: B007  the clock reads it
+            connection.allow_wait()
+            waits.append(connection.sock.gettimeout())
+        assert waits == [30.0, 30.0, 15.0]
+        now_s = 140.0
+        with pytest.raises(CliError):
+            connection.allow_wait()
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("text", ["soon", "0", "-1"])
