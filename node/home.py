@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.durable import replace_file
 from node.errors import AlreadyRunningError, NodeError
 
 
@@ -237,13 +238,7 @@ def _open_nofollow(path: str, flags: int) -> int:
 
 def _write_private(path: Path, text: str) -> None:
     """Replace a file by rename: a reader sees the old text or the new one, and nobody else's."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        temporary.rename(path)
+        replace_file(path, text.encode())
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise HomeError(f"{path} cannot be written: {exc.strerror}") from exc

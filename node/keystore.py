@@ -5,7 +5,6 @@ and looks as if it did. What a key may sign is decided in ``protocol/``, its che
 ``protocol/identity.py``.
 """
 
-import contextlib
 import os
 import stat
 from pathlib import Path
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from node.durable import create_file, replace_file
 from node.errors import KeyFileError
 from protocol.units import PeerId
 
@@ -115,7 +115,8 @@ class KeyFile:
         try:
             if kept is not None:
                 self._keep(kept)
-            write_private(self.path, seed, replace=kept is not None)
+            write = create_file if kept is None else replace_file
+            write(self.path, seed)
         except FileExistsError as exc:
             raise KeyFileError(f"{self.path} exists; move it away before making another key") from exc
         except OSError as exc:
@@ -153,38 +154,3 @@ def seed_of(data: bytes, source: str) -> bytes:
     if not isinstance(key, Ed25519PrivateKey):
         raise KeyFileError(f"{expected}, got another kind of key")
     return key.private_bytes_raw()
-
-
-def write_private(path: Path, data: bytes, *, replace: bool) -> None:
-    """Write a file that only its owner can read; when this returns it survives a power cut.
-
-    Raises:
-        FileExistsError: there is one, and it is not to be replaced.
-        OSError: the disk refuses.
-    """
-    # Written beside and put into place: a crash leaves no half key, and a link, unlike a rename, never replaces
-    # a key that somebody else just made.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            temporary.replace(path)
-        else:
-            os.link(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,6 +13,7 @@ from node.cli.completion import complete_setting
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import Payload, emit, note
+from node.durable import USUAL, replace_file
 
 EDITORS: Final = ("editor", "nano", "vi")
 """Tried in this order when the user names none."""
@@ -141,17 +142,16 @@ def _replace(path: Path, text: str, *, shown: Path | None = None) -> None:
 
     # Of a link, what it leads to is replaced.
     place = path.resolve()
-    fresh = place.with_name(f".{place.name}.{os.getpid()}")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        load_config(fresh, environ={}, required=True)
+
+    def judge(fresh: Path) -> None:
+        try:
+            load_config(fresh, environ={}, required=True)
+        except ConfigError as exc:
+            raise ConfigError([it.replace(str(fresh), str(shown or path)) for it in exc.problems]) from exc
         if place.exists():
             shutil.copymode(place, fresh)
-        fresh.replace(place)
-    except ConfigError as exc:
-        raise ConfigError([it.replace(str(fresh), str(shown or path)) for it in exc.problems]) from exc
-    finally:
-        fresh.unlink(missing_ok=True)
+
+    replace_file(place, text.encode(), mode=USUAL, check=judge)
 
 
 def _say_what_next(options: Globals, name: str) -> None:

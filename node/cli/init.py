@@ -1,7 +1,7 @@
 """``init``: a commented configuration and the key, before the first start. ``serve`` works without it too."""
 
-import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -10,6 +10,7 @@ import click
 from node.cli.exits import CliError, Exit
 from node.cli.options import Globals, SoukCommand, pass_globals
 from node.cli.output import emit, facts
+from node.durable import USUAL, replace_file
 from node.home import Home
 
 PROFILES: Final = ("cpu", "gpu", "client", "private", "testnet")
@@ -60,11 +61,6 @@ def profiles_folder() -> Path:
 def _write(home: Home, text: str) -> None:
     from node.config_file import load_config
 
-    fresh = home.path / f".config.toml.{os.getpid()}"
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        # Judged before it replaces anything; environment variables are the business of serve.
-        load_config(fresh, environ={}, required=True)
-        fresh.replace(home.config_path)
-    finally:
-        fresh.unlink(missing_ok=True)
+    # Judged before it replaces anything; environment variables are the business of serve.
+    judge = partial(load_config, environ={}, required=True)
+    replace_file(home.config_path, text.encode(), mode=USUAL, check=judge)

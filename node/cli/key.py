@@ -105,7 +105,7 @@ def export(options: Globals, target: str, force: bool) -> int:
 
     Whoever has it can sign as this node.
     """
-    from node.keystore import write_private
+    from node.durable import create_file, replace_file
 
     signer = _key_file(options).read()
     if target == "-":
@@ -113,7 +113,8 @@ def export(options: Globals, target: str, force: bool) -> int:
         return Exit.DONE
     path = Path(target)
     try:
-        write_private(path, signer.pem.encode(), replace=force)
+        write = replace_file if force else create_file
+        write(path, signer.pem.encode())
     except FileExistsError as exc:
         raise CliError(f"{path} exists; --force replaces it", Exit.LOCKED) from exc
     payload = {"schema": 1, "peer_id": _text_of(signer), "file": str(path)}

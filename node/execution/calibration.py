@@ -7,7 +7,6 @@ margin is: ``engine/score.py``; what follows from one that is too far is for aud
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import trio
 
+from node.durable import USUAL, replace_file
 from node.errors import ModelError
 from node.execution.interface import Executor, Piece, Score, Scorer
 from protocol.fields import Dtype
@@ -124,9 +124,7 @@ class ThresholdFile:
     def put(self, model_id: ModelId, dtype: Dtype, thresholds: Thresholds) -> None:
         """Keep thresholds in place of earlier ones. Blocks."""
         entries = self._read() | {f"{model_id.hex()} {dtype}": asdict(thresholds)}
-        fresh = self.path.with_suffix(".new")
-        fresh.write_text(json.dumps(entries, indent=1) + "\n", "utf-8")
-        os.replace(fresh, self.path)
+        replace_file(self.path, (json.dumps(entries, indent=1) + "\n").encode(), mode=USUAL)
 
     def _read(self) -> dict[str, Any]:  # Any: parsed JSON, checked by who uses it
         try:

@@ -7,8 +7,6 @@ How fast jobs really ran is kept beside, in memory only: the advert promises wha
 
 import json
 import logging
-import os
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,6 +14,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from node.durable import USUAL, replace_file
 from protocol.units import ModelId
 
 log = logging.getLogger(__name__)
@@ -62,11 +61,9 @@ class Measurements:
         """Keep everything. Blocks; a disk that refuses costs the next start its seconds, no more."""
         if self._path is None:
             return
-        # Several devices may be through with loading at once, each in a thread.
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.{threading.get_ident()}")
+        data = json.dumps(msgspec.to_builtins(self._devices), indent=1) + "\n"
         try:
-            temporary.write_text(json.dumps(msgspec.to_builtins(self._devices), indent=1) + "\n", "utf-8")
-            temporary.replace(self._path)
+            replace_file(self._path, data.encode(), mode=USUAL)
         except OSError as exc:
             log.warning("measurements are not kept", extra={"cause": str(exc)})
 

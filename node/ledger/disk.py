@@ -3,7 +3,6 @@
 ``FileDisk`` is the real one. The simulator brings another, in virtual time, that forgets what a crash would lose.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Final, Protocol, TypeVar
 
 import trio
 from outcome import Outcome
+
+from node.durable import sync
 
 BUSY_WAIT_S: Final = 5.0
 
@@ -46,7 +47,7 @@ class FileDisk:
             db.execute("PRAGMA synchronous=FULL")
             if is_new:
                 # The name itself has to survive a power cut, too.
-                _sync(self._path.parent)
+                sync(self._path.parent)
         except BaseException:
             db.close()
             raise
@@ -73,11 +74,3 @@ class FileDisk:
             return done
         finally:
             self._turn.release()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,13 +3,13 @@
 A damaged file is refused with what to do about it. Nothing here repairs: what was promised is not ours to guess.
 """
 
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
+from node.durable import sync
 from node.errors import LedgerError
 from protocol.envelope import Envelope, network_of_untrusted
 from protocol.equivocation import SLOT_FIELDS, slot_of
@@ -184,15 +184,6 @@ def check(db: sqlite3.Connection, path: Path) -> None:
     problems = [" ".join(str(problem).split()) for (problem,) in db.execute("PRAGMA quick_check(3)")]
     if problems != ["ok"]:
         raise LedgerError(f"{path}: cannot be used as a ledger: damaged ({'; '.join(problems)}); {WHAT_TO_DO}")
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's names, survive a power cut. Raises: OSError."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_file(db: sqlite3.Connection) -> bool:

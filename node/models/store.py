@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from node.durable import USUAL, replace_file, sync
 from node.errors import ModelError
 from node.models.eviction import Candidate, Decision, freed_bytes, plan_eviction
 from node.models.gguf_check import check_gguf
@@ -43,7 +44,6 @@ from node.models.stored import (
     StoredModel,
     open_model,
     write_about,
-    write_durably,
 )
 from protocol.errors import LocalProtocolError
 from protocol.task import GENERATE
@@ -263,12 +263,12 @@ class ModelStore:
         if any(model.name == name for model in self.models()):
             raise ModelError(f"another model is called {name!r}; remove it first, or choose another name")
         self._refuse_without_room(manifest.size_bytes, name)
-        write_durably(incoming / MANIFEST_NAME, data)
+        replace_file(incoming / MANIFEST_NAME, data, mode=USUAL)
         write_about(incoming, About(name=name, source=importing.source))
         _make_read_only(incoming)
         self._carry_out(self.plan_room(manifest.size_bytes))
         os.rename(incoming, folder)
-        _sync_folder(self.root)
+        sync(self.root)
         model = open_model(folder)
         log.info("model imported", extra={"model": name, "model_id": model.model_id.hex()})
         return model
@@ -316,13 +316,4 @@ def _make_read_only(folder: Path) -> None:
             # A mapped file that someone edits would change a model while it answers.
             path.chmod(0o444)
     folder.chmod(0o755)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk: a power cut must not leave a model without its files."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    sync(folder)

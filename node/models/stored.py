@@ -4,7 +4,6 @@ The note (``about.json``: name, source, pin) belongs to this store alone and is 
 are, and how they come and go, is ``store.py``'s business.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -12,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from node.durable import USUAL, replace_file
 from node.errors import ModelError, ModelKeptError
 from node.models.hashing import hash_file
 from node.models.manifest import HASH_BYTES, Manifest, decode_manifest_untrusted, manifest_id
@@ -23,7 +23,6 @@ from protocol.units import ModelId
 MANIFEST_NAME: Final = "manifest.msgpack"
 ABOUT_NAME: Final = "about.json"
 _ABOUT_BYTES_MAX: Final = 4096
-_DRAFT_NAME: Final = ".about.json"
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,17 +113,7 @@ def open_model(folder: Path) -> StoredModel:
 
 def write_about(folder: Path, about: About) -> None:
     """Write the owner's note so that a reader finds the old one or the new one, never half of one."""
-    draft = folder / _DRAFT_NAME
-    write_durably(draft, msgspec.json.encode(about))
-    os.replace(draft, folder / ABOUT_NAME)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a small file and bring it to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    replace_file(folder / ABOUT_NAME, msgspec.json.encode(about), mode=USUAL)
 
 
 def _read_about(folder: Path) -> bytes:
