@@ -18,11 +18,13 @@ from node.api.daemon_view import OK, DaemonView, Rooms
 from node.api.detached import DetachedJobs
 from node.api.feed import Feed
 from node.api.job_events import publish_step
+from node.api.peer_desk import PeerDesk
 from node.api.scrape import Scrape
 from node.api.server import serve_app
 from node.api.services import Services
 from node.api.shelf import Shelf
 from node.api.spans import JobSpans, otlp_processor
+from node.bans import BanList
 from node.clock import local_time, system_entropy, system_time
 from node.config import Config
 from node.discovery.directory import Directory
@@ -84,10 +86,12 @@ async def serve(
     network = network_id({"name": config.p2p.network})
     party = _party(home, signer, network)
     net = LibP2pNetwork(signer.seed, listen=config.p2p.listen, network=network, metrics=party.metrics)
+    bans = BanList(home.bans_path)
+    await trio.to_thread.run_sync(bans.read)
     log_lines = LogRing()
 
     async def with_network() -> None:
-        daemon = _Daemon(home, live, party, net)
+        daemon = _Daemon(home, live, party, net, bans=bans)
         await daemon.prepare()
         await _outlast(net.run, lambda: with_rooms(daemon))
 
@@ -141,7 +145,7 @@ def _feed(party: Party) -> Feed:
 class _Daemon:
     """The rooms, made and tied together; nothing runs before ``start``."""
 
-    def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network) -> None:
+    def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network, *, bans: BanList) -> None:
         config = live.config
         self._home, self._config, self._party, self._net = home, config, party, net
         store = ModelStore(Path(config.models.dir).expanduser() if config.models.dir else home.models_path)
@@ -155,12 +159,12 @@ class _Daemon:
         )
         self._shelf = Shelf(self._pool, store, Holds(store.root))
         self._served = False
-        self._admission = Admission(config.market)
+        self._admission = Admission(config.market, banned=bans)
         self._provider = Provider(
             party, self._pool, self._admission, config=config.market, on_change=self._advert_changed
         )
         self._advert = OwnAdvert(party, self._provider, self._pool, self._admission, network=net, config=config)
-        self._directory = Directory(party.network, party.peer_id)
+        self._directory = Directory(party.network, party.peer_id, banned=bans)
         self._discovery = Discovery(
             net,
             self._directory,
@@ -170,12 +174,7 @@ class _Daemon:
             metrics=party.metrics,
         )
         self._requester = Requester(
-            party,
-            net,
-            self._directory,
-            self._pool,
-            config=config.market,
-            look_up=self._discovery.look_up,
+            party, net, self._directory, self._pool, config=config.market, look_up=self._discovery.look_up
         )
         self._quotes = Quotes(party, net, self._directory, config=config.market, look_up=self._discovery.look_up)
         self._settler = Settler(
@@ -201,6 +200,7 @@ class _Daemon:
             party=party,
             network=net,
             directory=self._directory,
+            bans=bans,
             executor=self._pool,
             admission=self._admission,
             provider=self._provider,
@@ -209,6 +209,8 @@ class _Daemon:
             gate=self._operating.gate,
         )
         self._view = DaemonView(rooms, started_at=trio.current_time())
+        self._peers = PeerDesk(rooms, self._view)
+        net.refuse(bans.__contains__)
         self._feed = _feed(party)
         self._scrape = Scrape(rooms, self._view.checks, read_gpus=gpus.read)
 
@@ -238,6 +240,7 @@ class _Daemon:
             connect=self._net.dial,
             quotes=self._quotes.ask,
             settle=self._settler.settle,
+            peers=self._peers,
             operator=self._operating,
             shelf=self._shelf,
             bench=self._pool.bench,

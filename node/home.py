@@ -78,6 +78,10 @@ class Home:
         return self.path / "measurements.json"
 
     @property
+    def bans_path(self) -> Path:
+        return self.path / "bans.json"
+
+    @property
     def lock_path(self) -> Path:
         return self.path / "lock"
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from node.bans import BanList
 from node.config_file import ConfigSource
 from node.daemon import _Daemon, _party
 from node.home import Home
@@ -17,7 +18,7 @@ async def test_node_whose_workers_still_start_is_not_ready_after_a_reload(tmp_pa
     live = LiveConfig(source, source.load())
     signer = Ed25519Signer(bytes(32))
     party = _party(Home(tmp_path), signer, network_id({"name": "test"}))
-    daemon = _Daemon(Home(tmp_path), live, party, MemoryFabric().network("a", signer.peer_id))
+    daemon = _Daemon(Home(tmp_path), live, party, MemoryFabric().network("a", signer.peer_id), bans=BanList())
     starting = daemon._view.readiness()
     path.write_text("[market]\nqueue_max = 3\n")
     assert (await live.reload()).changed

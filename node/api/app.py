@@ -24,6 +24,7 @@ from node.api.model_routes import model_routes
 from node.api.openai import openai_routes
 from node.api.openapi import openapi_route
 from node.api.operator_routes import operator_routes
+from node.api.peer_routes import peer_routes
 from node.api.services import Services
 from node.api.sessions import Sessions
 from node.api.task_routes import task_routes
@@ -51,6 +52,7 @@ def make_app(services: Services, detached: DetachedJobs) -> ASGIApp:
         *log_routes(services),
         *session_routes(sessions),
         *token_routes(sessions, services.rotate_token),
+        *peer_routes(services.peers),
         *operator_routes(services.operator),
         *model_routes(services.shelf),
         *bench_routes(services.bench),

@@ -52,7 +52,11 @@ def control_routes(services: Services) -> list[Operation]:
         ),
         get("/metrics", control.metrics, Says(about="Show all counts to Prometheus.", text=True)),
         get("/api/v1/status", control.status, Says(about="Show this node.", answer=StatusView)),
-        get("/api/v1/peers", control.peers, Says(about="List peers: connected, advertised.", answer=PeersAnswer)),
+        get(
+            "/api/v1/peers",
+            control.peers,
+            Says(about="List peers: connected, advertised, banned.", answer=PeersAnswer),
+        ),
         get("/api/v1/models", control.models, Says(about="List the network's models.", answer=ModelsAnswer)),
         get("/api/v1/devices", control.devices, Says(about="List this node's devices.", answer=DevicesAnswer)),
         get("/api/v1/advert", control.advert, Says(about="Show what others see of us.", answer=AdvertAnswer)),

@@ -10,6 +10,7 @@ import trio
 from node.api.device_views import own_device, peer_device, tokens_per_s
 from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.views import (
+    BanView,
     BundleMessage,
     BundleView,
     DeviceView,
@@ -25,6 +26,7 @@ from node.api.views import (
     WorkerView,
 )
 from node.api.why_node import NodeFacts
+from node.bans import Ban, BanList
 from node.config import Config
 from node.discovery.directory import Directory, Listing
 from node.execution.interface import Executor
@@ -58,6 +60,7 @@ class Rooms:
     party: Party
     network: Network
     directory: Directory
+    bans: BanList
     executor: Executor
     admission: Admission
     provider: Provider
@@ -103,13 +106,23 @@ class DaemonView:
         )
 
     def peers(self) -> Sequence[PeerView]:
-        """Return every peer that is connected or advertises."""
+        """Return every peer that is connected, advertises or is banned."""
         now_ms = self._rooms.party.now_ms()
-        connected = self._rooms.network.connected_peers()
+        connected, bans = self._rooms.network.connected_peers(), self._rooms.bans
         listed = {listing.peer_id: listing for listing in self._rooms.directory.listings(now_ms)}
         shown = [_peer(listing, peer in connected, now_ms) for peer, listing in listed.items()]
-        shown += [_stranger(peer_id) for peer_id in connected - listed.keys()]
+        others = (connected | {ban.peer_id for ban in bans.all()}) - listed.keys()
+        shown += [_stranger(peer_id, peer_id in connected, bans.find(peer_id)) for peer_id in others]
         return sorted(shown, key=lambda peer: (peer.name is None, peer.name or "", peer.peer_id))
+
+    def peer(self, peer_id: PeerId) -> tuple[PeerView, Listing | None]:
+        """Return one peer, known or not, and what it advertises."""
+        now_ms = self._rooms.party.now_ms()
+        is_connected = peer_id in self._rooms.network.connected_peers()
+        for listing in self._rooms.directory.listings(now_ms):
+            if listing.peer_id == peer_id:
+                return _peer(listing, is_connected, now_ms), listing
+        return _stranger(peer_id, is_connected, self._rooms.bans.find(peer_id)), None
 
     def models(self) -> Sequence[ModelView]:
         """Return each model once, with the lowest prices and the highest speed on offer."""
@@ -254,12 +267,13 @@ def _peer(listing: Listing, connected: bool, now_ms: int) -> PeerView:
     )
 
 
-def _stranger(peer_id: PeerId) -> PeerView:
-    """A connected peer that has not advertised: a client, or one that has only just come."""
+def _stranger(peer_id: PeerId, connected: bool, ban: Ban | None) -> PeerView:
+    """A peer without an advert: a client, one that has only just come, or one that is not listened to."""
     return PeerView(
         peer_id=peer_id_to_text(peer_id),
         name=None,
-        connected=True,
+        connected=connected,
+        ban=None if ban is None else BanView(since_ms=ban.since_ms, reason=ban.reason),
         advert_age_ms=None,
         slots_free=None,
         slots_total=None,

@@ -58,9 +58,12 @@ class Scrape:
         yield CounterMetricFamily(
             "souk_ledger_write_failures", "Writes that the ledger's disk refused.", value=health.failures
         )
-        peers = GaugeMetricFamily("souk_peers", "Peers: connected, and known by their adverts.", labels=("state",))
+        peers = GaugeMetricFamily(
+            "souk_peers", "Peers: connected, known by their adverts, banned by the owner.", labels=("state",)
+        )
         peers.add_metric(("connected",), len(rooms.network.connected_peers()))
         peers.add_metric(("known",), len(rooms.directory.listings(rooms.party.now_ms())))
+        peers.add_metric(("banned",), len(rooms.bans))
         yield peers
         yield GaugeMetricFamily(
             "souk_credit_microcredits",

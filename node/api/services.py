@@ -13,6 +13,7 @@ from node.api.feed import Feed
 from node.api.job_views import JobTrace
 from node.api.model_routes import Shelf
 from node.api.operator_routes import Operator
+from node.api.peer_routes import Peers
 from node.api.views import (
     BundleView,
     DeviceView,
@@ -137,6 +138,7 @@ class Services:
     """Ask every peer with a model for binding terms. Raises: OrderError, LedgerError."""
     settle: Callable[[PeerId, Microcredits], Awaitable[Outcome]]
     """Propose a statement to a peer, with what it has just paid. Raises: SettlementError, NodeError."""
+    peers: Peers
     operator: Operator
     shelf: Shelf
     """Takes models of the store into service and out of it."""

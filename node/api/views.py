@@ -129,6 +129,13 @@ class OfferedModelView(View, frozen=True, kw_only=True):
     tokens_per_s: float
 
 
+class BanView(View, frozen=True, kw_only=True):
+    """Since when the owner wants nothing to do with a peer, and why, in the owner's words."""
+
+    since_ms: int
+    reason: str
+
+
 class PeerView(View, frozen=True, kw_only=True):
     """Another peer: what its last advert says, and None where there is no advert."""
 
@@ -141,6 +148,8 @@ class PeerView(View, frozen=True, kw_only=True):
     slots_total: int | None
     queue_ms: int | None
     devices: tuple[DeviceView, ...] = ()
+    ban: BanView | None = None
+    """None: it is not banned."""
 
 
 class ModelView(View, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ VERBS: Final = {
     "job": ("node.cli.jobs:job", "Order, list, show, follow and cancel jobs."),
     "top": ("node.cli.top:top", "Watch devices, jobs, peers and earnings."),
     "why": ("node.cli.why:why", "Say why this node cannot serve or buy, or what happened to a job."),
-    "peers": ("node.cli.network:peers", "List the peers, or connect to one."),
+    "peers": ("node.cli.peers:peers", "List the peers, look at one, connect, ping, ban."),
     "models": ("node.cli.models:models", "List, add, check and remove models."),
     "devices": ("node.cli.network:devices", "List this node's devices."),
     "bench": ("node.cli.bench:bench", "Measure what a device does now, beside what is advertised."),

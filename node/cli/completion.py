@@ -56,3 +56,12 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
         jobs = find_daemon(ctx.ensure_object(Globals)).get("/api/v1/jobs?limit=50", wait_s=COMPLETION_S)["jobs"]
         return [job["job_id"] for job in jobs if job["job_id"].startswith(incomplete)]
     return []
+
+
+def complete_peer(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the ids and names of peers that begin so, for ``shell_complete``."""
+    with contextlib.suppress(CliError, OSError):
+        peers = find_daemon(ctx.ensure_object(Globals)).get("/api/v1/peers", wait_s=COMPLETION_S)["peers"]
+        words = [word for peer in peers for word in (peer.get("name"), peer["peer_id"]) if word]
+        return [word for word in words if word.startswith(incomplete)]
+    return []

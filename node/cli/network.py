@@ -1,72 +1,14 @@
-"""``peers``, ``devices`` and ``advert``: who is there, with what."""
+"""``devices`` and ``advert``: what this node has, and what it tells the network of it."""
 
 from typing import Any
 
 import click
 
 from node.cli.client import find_daemon
-from node.cli.exits import CliError, Exit
+from node.cli.exits import Exit
 from node.cli.gate import publish, withdraw
 from node.cli.options import Globals, SoukCommand, SoukGroup, pass_globals
-from node.cli.output import Payload, columns, duration, emit, facts, moment, note, short, size
-
-
-@click.group(cls=SoukGroup, invoke_without_command=True)
-@click.pass_context
-def peers(ctx: click.Context) -> int:
-    """List the peers, or connect to one."""
-    return ctx.invoke(list_peers) if ctx.invoked_subcommand is None else Exit.DONE
-
-
-@peers.command("ls")
-@pass_globals
-def list_peers(options: Globals) -> int:
-    """List the peers that this node knows, with their models, load and prices (µc per million tokens)."""
-    emit(options, find_daemon(options).get("/api/v1/peers"), rows="peers", table=_peers_table)
-    return Exit.DONE
-
-
-def _peers_table(payload: Payload) -> str:
-    if not payload["peers"]:
-        return "No peers yet. Give the address of one: souk serve --bootstrap ADDR, or souk peers connect ADDR."
-    rows = [_peer_row(peer, offer) for peer in payload["peers"] for offer in peer.get("models") or [{}]]
-    titles = ("NAME", "PEER", "STATE", "MODEL", "IN", "OUT", "TOK/S", "FREE", "QUEUE", "HEARD", "DEVICES")
-    return columns(titles, rows)
-
-
-def _peer_row(peer: dict[str, Any], offer: dict[str, Any]) -> list[object]:  # JSON of the daemon
-    age_ms, queue_ms = peer.get("advert_age_ms"), peer.get("queue_ms")
-    names = [
-        str(d.get("name") or d.get("kind")) if isinstance(d, dict) else str(d) for d in peer.get("devices") or ()
-    ]
-    return [
-        peer.get("name") or "-",
-        short(peer.get("peer_id")),
-        "connected" if peer.get("connected") else "known",
-        offer.get("name"),
-        offer.get("price_in"),
-        offer.get("price_out"),
-        offer.get("tokens_per_s"),
-        "-" if peer.get("slots_total") is None else f"{peer.get('slots_free')}/{peer['slots_total']}",
-        duration(None if queue_ms is None else queue_ms / 1000),
-        duration(None if age_ms is None else age_ms / 1000),
-        ", ".join(names) or "-",
-    ]
-
-
-@peers.command("connect")
-@click.argument("address")
-@pass_globals
-def connect(options: Globals, address: str) -> int:
-    """Dial a peer by its multiaddr, /ip4/…/tcp/…/p2p/PEER."""
-    if not address.startswith("/") or "/p2p/" not in address:
-        raise CliError(
-            f"expected an address such as /ip4/192.0.2.1/tcp/11501/p2p/PEER, got {address!r}", Exit.USAGE
-        )
-    payload = find_daemon(options).request("POST", "/api/v1/connect", {"address": address})
-    note(options, "connected")
-    emit(options, payload, table=lambda answer: str(answer.get("peer_id")))
-    return Exit.DONE
+from node.cli.output import Payload, columns, emit, facts, moment, size
 
 
 @click.command(cls=SoukCommand)

@@ -3,7 +3,7 @@
 Everything in it is a hint by its author about itself. It is bounded, and it forgets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,14 +54,16 @@ class Candidate:
 class Directory:
     """The newest valid advert of every peer heard of. Time is an argument everywhere."""
 
-    def __init__(self, network: NetworkId, own_id: PeerId) -> None:
+    def __init__(self, network: NetworkId, own_id: PeerId, *, banned: Container[PeerId] = frozenset()) -> None:
+        """``banned`` peers are not listed; it may change at any time."""
+        self._banned = banned
         self._network = network
         self._own_id = own_id
         self._listings: dict[PeerId, Listing] = {}
         self._doubted: set[PeerId] = set()
 
     def hear_untrusted(self, raw: bytes, now_ms: UnixMs) -> Listing | None:
-        """Take an advert in and return its listing; None for our own and for one that is not newer.
+        """Take an advert in and return its listing; None for our own, a banned peer's, and one that is not newer.
 
         Raises nothing but ``RemoteProtocolError``: it is broken, expired, or comes too fast after the last.
         """
@@ -72,7 +74,7 @@ class Directory:
         if signed.message.sequence > now_ms + limits.CLOCK_SKEW_MS_MAX:
             # Without it the gap below would be kept by counting in seconds, at any speed.
             raise RemoteProtocolError("advert: its sequence is a time in the future", reason=Reason.TIME)
-        if signed.signer == self._own_id:
+        if signed.signer == self._own_id or signed.signer in self._banned:
             return None
         known = self._listings.get(signed.signer)
         if known is not None:
@@ -97,8 +99,9 @@ class Directory:
 
     def listings(self, now_ms: UnixMs) -> list[Listing]:
         """Return what has not expired, and drop the rest."""
-        for peer_id in [peer for peer, it in self._listings.items() if it.advert.expires_at_ms <= now_ms]:
-            del self._listings[peer_id]
+        for peer_id, listing in list(self._listings.items()):
+            if listing.advert.expires_at_ms <= now_ms or peer_id in self._banned:
+                del self._listings[peer_id]
         self._doubted &= self._listings.keys()
         return list(self._listings.values())
 

@@ -3,6 +3,7 @@
 Pure bookkeeping in one place, so that no two conversations give the same place away. Times are trio's.
 """
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,7 +69,9 @@ class Place:
 class Admission:
     """Counts places and exposure. ``slots`` and ``queue_max`` together are the places; zero takes nothing."""
 
-    def __init__(self, market: MarketSection) -> None:
+    def __init__(self, market: MarketSection, *, banned: Container[PeerId] = frozenset()) -> None:
+        """``banned`` peers get nothing; it may change at any time."""
+        self._banned = banned
         self._exposures = Exposures(credit_rule(market), forgive_s=forgive_s(market))
         self._holds: dict[MessageId, Hold] = {}
         self._running: set[MessageId] = set()
@@ -200,7 +203,13 @@ class Admission:
                 f" {self._exposures.describe(peer_id, now)}; settle what is open, or wait",
             )
 
+    def check_welcome(self, peer_id: PeerId) -> None:
+        """Raises: Refused (draining): to this peer the node is closed."""
+        if peer_id in self._banned:
+            raise Refused(DeclineCode.DRAINING, "the owner of this node takes no jobs of this peer")
+
     def _check(self, peer_id: PeerId, reserve: int, now: float) -> None:
+        self.check_welcome(peer_id)
         if self.closed is not None:
             raise Refused(DeclineCode.DRAINING, self.closed.message, retry_after_ms=self.closed.retry_after_ms)
         if self._taken(now) >= self.slots + self.queue_max:

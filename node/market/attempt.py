@@ -19,7 +19,7 @@ from node.market.requester_job import FAREWELL_S, RESUME_WAIT_S, RequesterJob
 from node.net.interface import Stream
 from protocol.identity import peer_id_to_text
 from protocol.states import RequesterState
-from protocol.units import MessageId
+from protocol.units import MessageId, PeerId
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,32 @@ class Attempt:
         """Tokens at the last loss: a stream that brought none was no gain."""
         self._cause: Exception | None = None
         """Of the first loss: what follows while it is resumed says less."""
+        self._scope = trio.CancelScope()
+        self._offer_open_s = 0.0
+        self.over = trio.Event()
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._job.peer_id
+
+    def leave(self) -> None:
+        """End the attempt as if its user had left, until ``over``; the order goes on at the next provider."""
+        self._offer_open_s = self._job.offer_open_s()
+        self._scope.cancel()
 
     async def buy(self, terms: Terms) -> MessageId:
         """Return the receipt's id of a complete answer.
 
         Raises: AttemptFailedError, LedgerError; TransportError, TooSlowError (there was no stream at all).
         """
+        try:
+            with self._scope:
+                return await self._buy(terms)
+        finally:
+            self.over.set()
+        raise AttemptFailedError("banned", "banned by the owner of this node", wait_s=self._offer_open_s)
+
+    async def _buy(self, terms: Terms) -> MessageId:
         stream = await self._dial()
         begin: Callable[[Line], Awaitable[None]] = partial(self._job.begin, terms=terms)
         while True:

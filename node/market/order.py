@@ -52,8 +52,9 @@ class Quoted:
     queue_ms: int
 
 
-PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed", "spend_limit"]
-"""How a provider failed us without declining, or ``spend_limit``: more with it than we put at risk."""
+PeerFault = Literal["unreachable", "silent", "broke_protocol", "failed", "spend_limit", "banned"]
+"""How a provider failed us without declining; ``spend_limit``: more with it than we put at risk; ``banned``: our
+owner did so in the middle of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,9 @@ class Provider:
         self.jobs: dict[MessageId, ProviderJob] = {}
         self._undecided: dict[MessageId, trio.Event] = {}
         self._late: set[tuple[PeerId, MessageId]] = set()
+        self._signing: dict[MessageId, PeerId] = {}
+        """Whose contracts we are putting our signature under; what comes of one is in ``jobs`` right after."""
+        self._jobs_changed = trio.Event()
 
     def attach(self, network: Network) -> None:
         network.serve(QUOTE_PROTOCOL, self._serve_quote)
@@ -80,13 +83,20 @@ class Provider:
         self._config = market
         self._admission.reconfigure(market)
 
-    async def hand_back(self) -> int:
-        """End every job of a peer so that it can go on elsewhere; return how many there were."""
-        jobs = list(self.jobs.values())
+    async def hand_back(self, peer_id: PeerId | None = None) -> int:
+        """End every job of a peer, or of all, so that it can go on elsewhere; return how many there were."""
+        jobs = [it for it in self.jobs.values() if peer_id in (None, it.contract.signer)]
         for job in jobs:
             with contextlib.suppress(trio.BrokenResourceError):
                 await job.hand_back()
         return len(jobs)
+
+    async def part_from(self, peer_id: PeerId) -> None:
+        """Hand back every job of a peer, also one that is being signed for, and return when none is left."""
+        while peer_id in (*self._signing.values(), *(job.contract.signer for job in self.jobs.values())):
+            changed = self._jobs_changed
+            await self.hand_back(peer_id)
+            await changed.wait()
 
     @property
     def prices(self) -> Prices:
@@ -303,6 +313,7 @@ class Provider:
             raise
         finally:
             del self.jobs[contract_id]
+            self._note_change()
             record.tokens_out, record.cost_microcredits = job.tokens_out, job.vouchered
             record.energy_millijoules = job.energy_millijoules
             record.end(job_state(job.state), self._party.now_ms())
@@ -401,6 +412,8 @@ class Provider:
         now_ms = self._party.now_ms()
         if now_ms > contract.message.accept_by_ms + limits.CLOCK_SKEW_MS_MAX:
             raise Refused(DeclineCode.EXPIRED, "the offer lapsed while the prompt was read")
+        # Again: the owner may have banned the peer since its place was taken.
+        self._admission.check_welcome(contract.signer)
         accept = self._party.sign(
             Accept(
                 contract_id=contract.message_id,
@@ -413,11 +426,20 @@ class Provider:
             self._party.entry(signed, contract.message.job_id, contract.signer, contract_id=contract.message_id)
             for signed in (contract, accept)
         ]
+        self._signing[contract.message_id] = contract.signer
         try:
             await self._party.ledger.post(*entries, row=first_row(contract, accept, model=model.name), is_new=True)
         except KnownContractError as exc:
             raise Refused(DeclineCode.EXPIRED, "this contract has been taken already") from exc
+        finally:
+            del self._signing[contract.message_id]
+            self._note_change()
         return accept
+
+    def _note_change(self) -> None:
+        """Wake whoever waits for a peer's jobs to be over."""
+        self._jobs_changed.set()
+        self._jobs_changed = trio.Event()
 
     async def _decline(self, line: Line, refers_to: MessageId, refused: Refused) -> None:
         # A decline binds nobody, so no disk is spent on it: strangers could fill it with asks.

@@ -91,6 +91,7 @@ class Requester:
         self.jobs_here: dict[JobId, str] = {}
         """Orders that our own devices carry out, by the model's name."""
         self._traces: dict[JobId, OrderTrace] = {}
+        self._attempts: dict[JobId, Attempt] = {}
 
     def reconfigure(self, market: MarketSection) -> None:
         """Follow other prices and limits from the next order on."""
@@ -135,6 +136,14 @@ class Requester:
             return False
         await trace.cancel()
         return True
+
+    async def part_from(self, peer_id: PeerId) -> None:
+        """Break off what is being bought at a peer and return when that is over; the orders go on elsewhere."""
+        leaving = [it for it in self._attempts.values() if it.peer_id == peer_id]
+        for attempt in leaving:
+            attempt.leave()
+        for attempt in leaving:
+            await attempt.over.wait()
 
     def _begin(self, order: Order, sink: trio.MemorySendChannel[JobEvent]) -> OrderTrace:
         job_id = order.job_id or JobId(self._party.entropy(JOB_ID_BYTES))
@@ -462,12 +471,15 @@ class Requester:
             terms = await self._agree(job, order, candidate)
             dial = partial(self._dial, candidate.peer_id)
             attempt = Attempt(self._party, job, dial=dial, patience_s=patience_s)
+            self._attempts[purchase.job_id] = attempt
             with self.spending.at_risk(candidate.peer_id, terms.price_max, purchase.log):
                 return await attempt.buy(terms)
         except TransportError as exc:
             raise AttemptFailedError("unreachable", str(exc)) from exc
         except trio.TooSlowError as exc:
             raise AttemptFailedError("unreachable", f"no connection within {DIAL_WAIT_S:g} s") from exc
+        finally:
+            self._attempts.pop(purchase.job_id, None)
 
     async def _agree(self, job: RequesterJob, order: Order, candidate: Candidate) -> Terms:
         """Raises: AttemptFailedError, TransportError, TooSlowError."""

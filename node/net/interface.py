@@ -75,6 +75,27 @@ class RecordRules:
     """Of several valid values, the one with the highest rank wins."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """One connection to a peer."""
+
+    address: str
+    """The peer's end, as a multiaddr."""
+    is_inbound: bool
+    rtt_s: float | None
+    """Of its newest keep-alive; None before the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contact:
+    """How a peer can be reached, as far as this node knows."""
+
+    addresses: tuple[str, ...] = ()
+    connections: tuple[Connection, ...] = ()
+    protocols: tuple[str, ...] = ()
+    """What the peer said it speaks."""
+
+
 class Network(Protocol):
     """A node's place in the network. Register handlers first, then ``await nursery.start(network.run)``."""
 
@@ -97,6 +118,12 @@ class Network(Protocol):
     def on_connected(self, callback: Callable[[PeerId], None]) -> None:
         """Call back, synchronously, on every new first connection to a peer. Before ``run`` only."""
 
+    def refuse(self, is_refused: Callable[[PeerId], bool]) -> None:
+        """Connect to nobody of whom this is true now, in either direction, and open no stream to him.
+
+        Connections that stand are left alone: ``disconnect`` ends them. Before ``run`` only.
+        """
+
     def subscribe(self, topic: str, handler: GossipHandler) -> None:
         """Hear a gossip topic. Own messages do not come back. Before ``run`` only."""
 
@@ -116,6 +143,14 @@ class Network(Protocol):
 
     async def disconnect(self, peer_id: PeerId) -> None:
         """Close every connection to the peer. Never raises."""
+
+    async def ping(self, peer_id: PeerId) -> float:
+        """Return in how many seconds a peer answered, once it is connected; dials it if need be.
+
+        Waits for as long as the peer takes. Raises: TransportError.
+        """
+
+    def contact(self, peer_id: PeerId) -> Contact: ...
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip ``data``; best effort, no delivery is promised. Raises: TransportError."""

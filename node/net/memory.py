@@ -15,7 +15,7 @@ import trio
 
 from node.errors import TransportError
 from node.net import limits
-from node.net.interface import GossipHandler, PeerAddresses, RecordRules, StreamHandler
+from node.net.interface import Connection, Contact, GossipHandler, PeerAddresses, RecordRules, StreamHandler
 from node.net.memory_link import IsCut, MemoryStream, Wire, address_of, connect_ends
 from protocol.errors import RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted, peer_id_to_text
@@ -82,12 +82,14 @@ class MemoryNetwork:
         self._name = name
         self._peer_id = peer_id
         self._handlers: dict[str, StreamHandler] = {}
+        self._refusals: list[Callable[[PeerId], bool]] = []
         self._callbacks: list[Callable[[PeerId], None]] = []
         self._topics: dict[str, GossipHandler] = {}
         self._rules: dict[str, RecordRules] = {}
         self._book: OrderedDict[PeerId, tuple[str, ...]] = OrderedDict()
         # Dicts as ordered sets: the order of a set of bytes changes from process to process.
-        self._links: dict[PeerId, None] = {}
+        self._links: dict[PeerId, bool] = {}
+        """With whom there is a connection, and whether the other end dialled."""
         self._streams: dict[MemoryStream, None] = {}
         self._open: Counter[tuple[PeerId, str]] = Counter()
         self._seen: OrderedDict[int, None] = OrderedDict()
@@ -110,6 +112,13 @@ class MemoryNetwork:
     def on_connected(self, callback: Callable[[PeerId], None]) -> None:
         assert not self._is_up()
         self._callbacks.append(callback)
+
+    def refuse(self, is_refused: Callable[[PeerId], bool]) -> None:
+        assert not self._is_up()
+        self._refusals.append(is_refused)
+
+    def refuses(self, peer_id: PeerId) -> bool:
+        return any(is_refused(peer_id) for is_refused in self._refusals)
 
     def subscribe(self, topic: str, handler: GossipHandler) -> None:
         assert not self._is_up() and topic not in self._topics, topic
@@ -148,6 +157,7 @@ class MemoryNetwork:
         name, peer_id = _parse(address)
         if peer_id == self._peer_id:
             raise TransportError(f"{address} is this node itself")
+        self._check_refused(peer_id)
         if peer_id not in self._links:
             answer = _Answer()
             self._wire.post(self._peer_id, peer_id, partial(self._arrive_dial, name, peer_id, answer))
@@ -165,21 +175,25 @@ class MemoryNetwork:
             reply = partial(answer.give, "nobody listens there")
         elif node.peer_id != expected:
             reply = partial(answer.give, f"peer {peer_id_to_text(node.peer_id)} answered")
+        elif node.refuses(self._peer_id):
+            reply = partial(answer.give, "the peer hung up")
         else:
             reply = partial(self._finish_dial, node, answer)
         self._wire.post(expected, self._peer_id, reply)
 
     def _finish_dial(self, node: "MemoryNetwork", answer: "_Answer") -> None:
         # Both ends at once: on a real connection nothing that the other end sends overtakes the handshake.
-        if self._is_up() and node._is_up():
-            node._link_up(self._peer_id, self._name)
-            self._link_up(node.peer_id, node._name)
+        if self.refuses(node.peer_id) or node.refuses(self._peer_id):
+            answer.give("the peer hung up")
+        elif self._is_up() and node._is_up():
+            node._link_up(self._peer_id, self._name, is_inbound=True)
+            self._link_up(node.peer_id, node._name, is_inbound=False)
             answer.give(None)
 
-    def _link_up(self, peer: PeerId, name: str) -> None:
+    def _link_up(self, peer: PeerId, name: str, *, is_inbound: bool) -> None:
         if peer in self._links:
             return
-        self._links[peer] = None
+        self._links[peer] = is_inbound
         self.remember(PeerAddresses(peer_id=peer, addresses=(address_of(name, peer),)))
         for callback in self._callbacks:
             callback(peer)
@@ -211,7 +225,7 @@ class MemoryNetwork:
         del self._links[peer]
         other = self._fabric.find(peer)
         if other is not None:
-            self._wire.post(self._peer_id, peer, lambda: other._links.pop(self._peer_id, None))
+            self._wire.post(self._peer_id, peer, lambda: other.lose_link(self._peer_id))
             # Behind a cut it hears nothing, but its pings stay unanswered.
             noticed_at = trio.current_time() + limits.PING_PERIOD_S + limits.PING_WAIT_S
             self._wire.at(noticed_at, lambda: self._fabric.end_stale_link(other, self._peer_id))
@@ -238,6 +252,7 @@ class MemoryNetwork:
         return near
 
     async def _reach(self, peer_id: PeerId) -> None:
+        self._check_refused(peer_id)
         failures = []
         for address in () if peer_id in self._links else self._book.get(peer_id, ()):
             try:
@@ -303,6 +318,28 @@ class MemoryNetwork:
             log.info("stream_handler_failed", extra=event)
         finally:
             self._open[stream.peer_id, protocol] -= 1
+
+    async def ping(self, peer_id: PeerId) -> float:
+        self._check_up()
+        await self._reach(peer_id)
+        began, answer = trio.current_time(), _Answer()
+
+        def arrive() -> None:
+            node = self._fabric.find(peer_id)
+            if node is not None and node.is_linked(self._peer_id):
+                self._wire.post(peer_id, self._peer_id, partial(answer.give, None))
+
+        self._wire.post(self._peer_id, peer_id, arrive)
+        await answer.event.wait()
+        return trio.current_time() - began
+
+    def contact(self, peer_id: PeerId) -> Contact:
+        addresses = self._book.get(peer_id, ())
+        if peer_id not in self._links:
+            return Contact(addresses=addresses)
+        # Whoever is connected stands in the book, unless thousands of others came after it.
+        linked = Connection(address=next(iter(addresses), "/memory"), is_inbound=self._links[peer_id], rtt_s=None)
+        return Contact(addresses=addresses, connections=(linked,))
 
     # -- Gossip --------------------------------------------------------------------------------------------------
 
@@ -387,6 +424,10 @@ class MemoryNetwork:
     def _is_valid(self, key: str, value: bytes) -> bool:
         rules = self._rules.get(_namespace(key))
         return rules is not None and len(value) <= limits.RECORD_BYTES_MAX and rules.is_valid(key, value)
+
+    def _check_refused(self, peer_id: PeerId) -> None:
+        if self.refuses(peer_id):
+            raise TransportError(f"peer {peer_id_to_text(peer_id)} is refused by this node")
 
     def _is_up(self) -> bool:
         return self._fabric.up.get(self._name) is self

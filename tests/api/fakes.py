@@ -11,7 +11,6 @@ from nacl.signing import SigningKey
 
 from node.api.app import make_app
 from node.api.detached import DetachedJobs
-from node.api.errors import ApiError
 from node.api.feed import Feed
 from node.api.job_views import JobTrace, job_trace, job_view
 from node.api.server import serve_app
@@ -32,7 +31,6 @@ from node.api.views import (
 from node.api.why_node import NodeFacts
 from node.config import ApiSection
 from node.errors import TransportError
-from node.execution.interface import ServedModel
 from node.logs import LogRing
 from node.market.journal import JobRecord
 from node.market.order import (
@@ -52,8 +50,10 @@ from node.market.settlement_exchange import Outcome
 from node.metrics import Metrics
 from protocol.identity import peer_id_to_text
 from protocol.price import Prices
-from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, UnixMs
+from protocol.units import JobId, MessageId, Microcredits, PeerId, UnixMs
 from tests.api.fake_operator import FakeOperator, scripted_bench
+from tests.api.fake_peers import FakePeers
+from tests.api.fake_shelf import OneModel
 from tests.api.reply import Reply
 
 TOKEN = "the-token-of-the-home"
@@ -286,32 +286,6 @@ class FixedView:
         return BundleView(network="aa", messages=(message,))
 
 
-SERVED = ServedModel(
-    model_id=ModelId(b"m" * 32),
-    name="tiny",
-    task="generate",
-    dtype="fp32",
-    device="cpu",
-    context_tokens=64,
-    tokens_per_s_milli=3500,
-    memory_bytes=1 << 20,
-    slots=2,
-    profile="a test",
-)
-
-
-class OneModel:
-    """A shelf that knows ``tiny``."""
-
-    async def load(self, name: str) -> ServedModel:
-        await self.unload(name)
-        return SERVED
-
-    async def unload(self, name: str) -> None:
-        if name != "tiny":
-            raise ApiError(f"no model {name}", status=404, code="model_not_found", param="model")
-
-
 @dataclass
 class Dialler:
     """Connects to nobody but ``/good``; notes that it was asked to stop."""
@@ -368,6 +342,7 @@ class Node:
     metrics: Metrics
     log_lines: LogRing
     operator: FakeOperator
+    peers: FakePeers
     feed: Feed
     scope: trio.CancelScope
     """Cancel it to end the server; ``ended`` tells when it has."""
@@ -432,6 +407,7 @@ def fake_services(
     dialler: Dialler | None = None,
     metrics: Metrics | None = None,
     operator: FakeOperator | None = None,
+    peers: FakePeers | None = None,
     feed: Feed | None = None,
     config: ApiSection | None = None,
     log_lines: LogRing | None = None,
@@ -447,6 +423,7 @@ def fake_services(
         connect=dialler.connect,
         quotes=dialler.quotes,
         settle=dialler.settle,
+        peers=peers or FakePeers(),
         operator=operator or FakeOperator(),
         shelf=OneModel(),
         bench=scripted_bench,
@@ -466,9 +443,9 @@ async def serve_node(
 ) -> Node:
     """Start the real server on a free port, with fakes behind it."""
     market, view, dialler, metrics = market or ScriptedMarket(), FixedView(), Dialler(), Metrics()
-    log_lines, operator, feed = LogRing(), FakeOperator(), Feed(run="f")
+    log_lines, operator, feed, peers = LogRing(), FakeOperator(), Feed(run="f"), FakePeers()
     given = {"view": view, "dialler": dialler, "metrics": metrics, "operator": operator, "feed": feed}
-    services = fake_services(market, config=config, log_lines=log_lines, **given)  # type: ignore[arg-type]
+    services = fake_services(market, peers=peers, config=config, log_lines=log_lines, **given)  # type: ignore[arg-type]
     scope, ended = trio.CancelScope(), trio.Event()
 
     detached = DetachedJobs(market, services.config)
@@ -491,6 +468,7 @@ async def serve_node(
         metrics=metrics,
         log_lines=log_lines,
         operator=operator,
+        peers=peers,
         feed=feed,
         scope=scope,
         ended=ended,

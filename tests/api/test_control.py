@@ -65,6 +65,7 @@ SHAPES = [
                     "slots_total": 2,
                     "queue_ms": 0,
                     "devices": [DEVICE],
+                    "ban": None,
                 }
             ],
         },

@@ -22,6 +22,7 @@ def view_of(node: Node) -> DaemonView:
         party=node.party,
         network=node.network,
         directory=node.directory,
+        bans=node.bans,
         executor=node.executor,
         admission=node.admission,
         provider=node.provider,

@@ -106,6 +106,7 @@ def scrape_of(
         party=node.party,
         network=node.network,  # type: ignore[arg-type]  # its streams are watched, the rest is the real one
         directory=node.directory,
+        bans=node.bans,
         executor=node.executor,
         admission=node.admission,
         provider=node.provider,
@@ -145,6 +146,7 @@ async def test_page_has_every_name_after_a_job(world: World, autojump_clock: Moc
     assert not [name for name in shown if "gpu" in name]
     found = parse(page)
     assert found["souk_peers", ("connected",)] == 1 and found["souk_peers", ("known",)] == 1
+    assert found["souk_peers", ("banned",)] == 0
     assert found["souk_ready", ()] == 1
     assert (await read(scrape_of(buyer, checks={"worker": "starting"}), autojump_clock))["souk_ready", ()] == 0
 

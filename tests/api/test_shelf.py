@@ -15,7 +15,7 @@ from node.models.holding import Holds, is_held
 from node.models.store import ModelStore
 from node.models.stored import StoredModel
 from protocol.units import ModelId
-from tests.api.fakes import SERVED
+from tests.api.fake_shelf import SERVED
 from tests.execution.tiny_model import write_tiny_model
 
 

@@ -28,11 +28,13 @@ def complete(*words: str) -> list[str]:
     return [item.value for item in ShellComplete(app, {}, "souk", "_SOUK_COMPLETE").get_completions(given, last)]
 
 
-def test_models_and_jobs_are_completed_from_the_daemon(daemon: FakeDaemon) -> None:
+def test_models_jobs_and_peers_are_completed_from_the_daemon(daemon: FakeDaemon) -> None:
     daemon.answer("GET /api/v1/models", {"models": [{"name": "smol"}, {"name": "llama"}]})
     daemon.answer("GET /api/v1/jobs?limit=50", {"jobs": [{"job_id": "abcd"}, {"job_id": "ef01"}]})
     assert complete("run", "sm") == ["smol"]
     assert complete("job", "show", "") == ["abcd", "ef01"]
+    daemon.answer("GET /api/v1/peers", {"peers": [{"name": "gpu-1", "peer_id": "12D3"}, {"peer_id": "gpu-x"}]})
+    assert complete("peers", "ban", "gpu") == ["gpu-1", "gpu-x"]
 
 
 def test_completion_asks_the_daemon_that_the_words_before_name(daemon: FakeDaemon, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from node.discovery.directory import Directory
 from protocol import limits
 from protocol.errors import Reason, RemoteProtocolError
 from protocol.signed import sign
-from protocol.units import NetworkId, UnixMs
+from protocol.units import NetworkId, PeerId, UnixMs
 from tests.discovery.fakes import NETWORK, advert, offer
 from tests.fakes import EPOCH_MS, served_model, signer_of
 
@@ -136,3 +136,16 @@ def test_peer_is_no_candidate_when_it_speaks_other_versions_only(directory: Dire
     directory.hear_untrusted(advert("new", versions=(2, 3)).envelope.raw, NOW)
     directory.hear_untrusted(advert("both", versions=(1, 2)).envelope.raw, NOW)
     assert [it.listing.advert.name for it in directory.candidates("tiny", NOW)] == ["both"]
+
+
+def test_banned_peer_is_listed_no_more_and_again_when_its_ban_is_lifted() -> None:
+    banned: set[PeerId] = set()
+    directory = Directory(NETWORK, signer_of("me").peer_id, banned=banned)
+    first = advert()
+    assert directory.hear_untrusted(first.envelope.raw, NOW) is not None
+    banned.add(first.signer)
+    assert names(directory) == [] and not directory.candidates(served_model().name, NOW)
+    assert directory.hear_untrusted(advert(sequence=NOW + 2_000).envelope.raw, later(2_000)) is None
+    banned.clear()
+    assert directory.hear_untrusted(advert(sequence=NOW + 2_000).envelope.raw, later(2_000)) is not None
+    assert len(names(directory)) == 1

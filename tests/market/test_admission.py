@@ -168,6 +168,19 @@ def test_refused_peer_is_told_what_is_open_and_what_its_limit_is() -> None:
     )
 
 
+def test_banned_peer_gets_no_place_whether_it_holds_one_or_not() -> None:
+    banned: set[PeerId] = set()
+    admission = Admission(MarketSection(credit_new_peer=CREDIT, credit_pool_new=POOL), banned=banned)
+    admission.slots = SLOTS
+    admission.hold(message_id(1), hold(), now=0.0)
+    banned.add(PEERS[0])
+    for contract in (1, 2):
+        with pytest.raises(Refused, match="owner") as refused:
+            admission.take(message_id(10), place(), quote_id=message_id(contract), now=0.0)
+        assert refused.value.code is DeclineCode.DRAINING
+    admission.take(message_id(11), place(PEERS[1]), quote_id=message_id(3), now=0.0)
+
+
 def test_nobody_is_taken_when_the_node_drains() -> None:
     admission = make()
     admission.closed = Closed(message="not now", retry_after_ms=7)

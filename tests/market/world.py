@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 import trio
 
+from node.bans import BanList
 from node.config import Config, MarketSection, NodeSection
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife
@@ -136,6 +137,7 @@ class Node:
     requester: Requester
     settler: Settler
     own_advert: OwnAdvert
+    bans: BanList
     sent: list[tuple[float, Signed[SignedMessage] | bytes]] = field(default_factory=list)
     """What left, and when: signed messages, and the bytes of other frames."""
     changes: int = 0
@@ -213,11 +215,13 @@ class World:
         inner = self.fabric.network(name, signer.peer_id)
         network = WatchedNetwork(inner, lambda frame: self._watch(node, frame))
         executor = executor or ScriptedExecutor(served=())
-        admission = Admission(config.market)
+        bans = BanList()
+        network.refuse(bans.__contains__)
+        admission = Admission(config.market, banned=bans)
         provider = Provider(
             party, executor, admission, config=config.market, on_change=lambda: self._count_change(node)
         )
-        directory = Directory(NETWORK, signer.peer_id)
+        directory = Directory(NETWORK, signer.peer_id, banned=bans)
         settler = Settler(party, network, means_of(config.market), every_s=0, on_settled=admission.settled)
         settler.attach()
         node = Node(
@@ -231,6 +235,7 @@ class World:
             provider=provider,
             requester=Requester(party, network, directory, executor, config=config.market, look_up=self._look_up),
             settler=settler,
+            bans=bans,
             own_advert=OwnAdvert(party, provider, executor, admission, network=network, config=config),
         )
         if executor.served:

@@ -11,7 +11,7 @@ from node.net import limits
 from node.net.interface import Network, Stream
 from protocol.errors import RemoteProtocolError
 from protocol.units import PeerId
-from tests.net.world import ECHO, WAIT_S, World, check_echo, count_tasks, eventually, make_pair, where
+from tests.net.world import ECHO, WAIT_S, World, check_echo, count_tasks, echo, eventually, make_pair, where
 
 
 async def test_frames_arrive_in_order_and_whole_when_their_sizes_differ(world: World) -> None:
@@ -337,6 +337,49 @@ async def test_streams_are_lost_and_peers_can_return_when_one_disconnects(world:
     await eventually(lambda: not one.connected_peers() and not two.connected_peers())
     await check_echo(one, two.peer_id)
     await one.disconnect(world.make().peer_id)
+
+
+async def test_nobody_refused_connects_in_either_direction(world: World) -> None:
+    one, two = world.make(), world.make()
+    refused: set[PeerId] = set()
+    one.refuse(lambda peer_id: peer_id in refused)
+    for network in (one, two):
+        network.serve(ECHO, echo)
+    await world.start(one, two)
+    await one.dial(two.addresses[0])
+    refused.add(two.peer_id)
+    with pytest.raises(TransportError, match="refused by this node"):
+        await one.open_stream(two.peer_id, ECHO)  # although the connection stands
+    with pytest.raises(TransportError, match="refused by this node"):
+        await one.ping(two.peer_id)
+    await one.disconnect(two.peer_id)
+    await eventually(lambda: not two.connected_peers())
+    with pytest.raises(TransportError, match="refused by this node"):
+        await one.dial(two.addresses[0])
+    # The handshake names who dials; over sockets the dialler may learn only afterwards that it was for nothing.
+    with trio.fail_after(WAIT_S), pytest.raises(TransportError):
+        await two.open_stream(one.peer_id, ECHO)
+    await eventually(lambda: not two.connected_peers())
+    assert not one.connected_peers()
+    refused.clear()
+    await check_echo(one, two.peer_id)
+    await check_echo(two, one.peer_id)
+
+
+async def test_ping_measures_a_round_trip_and_dials_if_need_be(world: World) -> None:
+    one, two = world.make(), world.make()
+    await world.start(one, two)
+    with pytest.raises(TransportError):
+        await one.ping(two.peer_id)
+    assert one.contact(two.peer_id).connections == ()
+    one.remember(where(two))
+    with trio.fail_after(WAIT_S):
+        assert 0 < await one.ping(two.peer_id) < WAIT_S
+    await eventually(lambda: two.connected_peers() == {one.peer_id})
+    (ours,) = one.contact(two.peer_id).connections
+    (theirs,) = two.contact(one.peer_id).connections
+    assert not ours.is_inbound and theirs.is_inbound
+    assert ours.address in two.addresses[0] and one.contact(two.peer_id).addresses
 
 
 async def test_slots_come_back_when_streams_open_and_close_300_times(world: World) -> None:

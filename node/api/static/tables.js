@@ -105,7 +105,7 @@ export function Network() {
   const columns = [
     { name: "name", value: (it) => it.name ?? "no advert" },
     { name: "peer", value: (it) => it.peer_id, cell: (it) => html`<span title=${it.peer_id}>${shortId(it.peer_id)}</span>` },
-    { name: "state", value: (it) => (it.connected ? "connected" : "known") },
+    { name: "state", value: (it) => (it.ban ? "banned" : it.connected ? "connected" : "known") },
     { name: "device", value: (it) => it.devices.map((device) => device.name || device.kind).join(", ") },
     { name: "free memory", number: true, value: (it) => it.devices[0]?.memory_free_bytes, cell: (it) => bytes(it.devices[0]?.memory_free_bytes) },
     { name: "models", value: (it) => it.models.map((model) => model.name).join(", ") },

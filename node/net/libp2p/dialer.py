@@ -51,12 +51,13 @@ class AddressBook:
 class Dialer:
     """Connects one host to peers."""
 
-    def __init__(self, host: BasicHost, book: AddressBook) -> None:
+    def __init__(self, host: BasicHost, book: AddressBook, *, is_refused: Callable[[PeerId], bool]) -> None:
         swarm = host.get_network()
         assert isinstance(swarm, Swarm)
         self._swarm = swarm
         self._host = host
         self._book = book
+        self._is_refused = is_refused
         self._locks: dict[PeerId, trio.Lock] = {}
 
     async def dial(self, address: str) -> PeerId:
@@ -71,9 +72,11 @@ class Dialer:
 
     async def connect(self, peer_id: PeerId) -> None:
         """Make sure that there is a connection. Raises: TransportError: names the peer and what was tried."""
-        await self._connect(peer_id, lambda: self._candidates(peer_id))
+        await self._connect(peer_id, lambda: self.addresses(peer_id))
 
     async def _connect(self, peer_id: PeerId, addresses: Callable[[], tuple[Multiaddr, ...]]) -> None:
+        if self._is_refused(peer_id):
+            raise TransportError(f"peer {peer_id_to_text(peer_id)} is refused by this node")
         peer = to_libp2p(peer_id)
         if self._is_connected(peer):
             return
@@ -89,8 +92,8 @@ class Dialer:
     def _is_connected(self, peer: ID) -> bool:
         return any(not connection.is_closed for connection in self._swarm.get_connections(peer))
 
-    def _candidates(self, peer_id: PeerId) -> tuple[Multiaddr, ...]:
-        """Our own book first, then what identify and the DHT heard."""
+    def addresses(self, peer_id: PeerId) -> tuple[Multiaddr, ...]:
+        """Return where a peer may be: our own book first, then what identify and the DHT heard."""
         try:
             heard = self._host.get_peerstore().addrs(to_libp2p(peer_id))
         except PeerStoreError:

@@ -23,6 +23,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
+from libp2p.rcmgr import Direction
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux import yamux
@@ -32,9 +33,11 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from node.net import limits
+from node.net.interface import Connection
 from node.net.libp2p.peers import from_libp2p_untrusted
 from node.net.libp2p.yamux import SafeYamux
 from protocol.errors import RemoteProtocolError
+from protocol.units import PeerId
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +49,17 @@ class _ConnectionEndedError(Exception):
 class DaemonSwarm(Swarm):
     """A swarm whose inbound slots come back, and whose handshakes are counted for each source."""
 
-    def __init__(self, *args: object, on_rtt: Callable[[float], None], **kwargs: object) -> None:
-        """``on_rtt`` is told, in seconds, of each ping that a peer answered."""
+    def __init__(
+        self,
+        *args: object,
+        on_rtt: Callable[[float], None],
+        is_refused: Callable[[PeerId], bool],
+        **kwargs: object,
+    ) -> None:
+        """``on_rtt`` is told, in seconds, of each ping that a peer answered; nobody refused gets a connection."""
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]  # handed through unchanged
         self._on_rtt = on_rtt
+        self._is_refused = is_refused
         self._inbound_limiter = trio.CapacityLimiter(limits.CONNECTIONS_MAX)
         self._handshakes: Counter[str] = Counter()
 
@@ -74,15 +84,35 @@ class DaemonSwarm(Swarm):
         raise _ConnectionEndedError
 
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> SwarmConn:
-        """Refuse peers that are no Ed25519 key: nothing here could name them."""
+        """Refuse whom the node refuses, and peers that are no Ed25519 key: nothing here could name them."""
         try:
-            from_libp2p_untrusted(muxed_conn.peer_id)
-        except RemoteProtocolError as exc:
+            self._check_refused(muxed_conn.peer_id)
+        except SwarmException:
             await muxed_conn.close()
-            raise SwarmException(f"peer {muxed_conn.peer_id} is refused: {exc}") from exc
+            raise
         assert isinstance(muxed_conn, SafeYamux)
         muxed_conn.on_rtt = self._on_rtt
-        return await super().add_conn(muxed_conn, direction)
+        added = await super().add_conn(muxed_conn, direction)
+        try:
+            # Refused while it was being added: whoever disconnected the peer did not see this one.
+            self._check_refused(muxed_conn.peer_id)
+        except SwarmException:
+            await added.close()
+            raise
+        return added
+
+    async def dial_peer(self, peer_id: ID) -> list[INetConn]:
+        """Dial nobody who would be refused; the library's own look-ups come this way."""
+        self._check_refused(peer_id)
+        return await super().dial_peer(peer_id)
+
+    def _check_refused(self, peer: ID) -> None:
+        """Raises: SwarmException."""
+        try:
+            if self._is_refused(from_libp2p_untrusted(peer)):
+                raise SwarmException(f"peer {peer} is refused by this node")
+        except RemoteProtocolError as exc:
+            raise SwarmException(f"peer {peer} is refused: {exc}") from exc
 
     async def _open_stream_on_connection(
         self, connection: INetConn, connections: list[INetConn], peer_id: ID
@@ -195,6 +225,7 @@ def build_host(
     renamed: dict[TProtocol, TProtocol],
     on_identified: Callable[[ID], None],
     on_rtt: Callable[[float], None],
+    is_refused: Callable[[PeerId], bool],
 ) -> DaemonHost:
     """Make a host whose identity is the Ed25519 key of ``seed``; nothing listens yet."""
     key_pair = create_new_key_pair(seed)
@@ -227,6 +258,7 @@ def build_host(
         ),
         transport_manager=TransportManager(),
         on_rtt=on_rtt,
+        is_refused=is_refused,
     )
     return DaemonHost(swarm, renamed=renamed, on_identified=on_identified)
 
@@ -254,6 +286,19 @@ def _interface_addresses(family: str) -> list[str]:
             if parsed.version == wanted and not parsed.is_link_local:
                 found.append(parsed)
     return [str(own) for own in found if not own.is_loopback] or [str(own) for own in found]
+
+
+def connection_of(found: INetConn) -> Connection:
+    """Return one connection in the words of ``node.net.interface``."""
+    assert isinstance(found, SwarmConn) and isinstance(found.muxed_conn, SafeYamux)
+    remote = found.muxed_conn.get_remote_address()
+    host, port = ("unknown", 0) if remote is None else remote
+    return Connection(
+        address=f"/{'ip6' if ':' in host else 'ip4'}/{host.split('%')[0]}/tcp/{port}",
+        is_inbound=found.direction is Direction.INBOUND,
+        # The library says 0 before the first.
+        rtt_s=found.muxed_conn.rtt() or None,
+    )
 
 
 def _source_of(raw_conn: IRawConnection) -> str:

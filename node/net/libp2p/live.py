@@ -20,12 +20,12 @@ from multiaddr import Multiaddr
 from node.errors import TransportError
 from node.metrics import GOSSIP, Metrics
 from node.net import limits
-from node.net.interface import GossipHandler, RecordRules, StreamHandler
+from node.net.interface import Contact, GossipHandler, RecordRules, StreamHandler
 from node.net.libp2p.dht import RecordTable
 from node.net.libp2p.dialer import AddressBook, Dialer
-from node.net.libp2p.host import ConnectionWatcher, build_host
+from node.net.libp2p.host import ConnectionWatcher, build_host, connection_of
 from node.net.libp2p.inbound import InboundStreams
-from node.net.libp2p.peers import from_libp2p_untrusted
+from node.net.libp2p.peers import from_libp2p_untrusted, to_libp2p
 from node.net.libp2p.pubsub import build_pubsub
 from node.net.libp2p.stream import LibP2pStream
 from protocol.units import PeerId
@@ -45,6 +45,10 @@ class Registered:
     callbacks: list[Callable[[PeerId], None]]
     topics: dict[str, GossipHandler]
     rules: list[RecordRules]
+    refusals: list[Callable[[PeerId], bool]]
+
+    def is_refused(self, peer_id: PeerId) -> bool:
+        return any(is_refused(peer_id) for is_refused in self.refusals)
 
 
 class Live:
@@ -56,12 +60,13 @@ class Live:
             renamed={DHT_PROTOCOL: registered.dht_protocol},
             on_identified=self._admit_member,
             on_rtt=metrics.peer_answered,
+            is_refused=registered.is_refused,
         )
         self.gossip = metrics.wire(GOSSIP)
         self.pubsub, self.router = build_pubsub(self.host, registered.topics, self.gossip)
         self._metrics = metrics
         self.records = RecordTable(self.host, registered.rules, is_member=self._is_member)
-        self.dialer = Dialer(self.host, book)
+        self.dialer = Dialer(self.host, book, is_refused=registered.is_refused)
         self._registered = registered
         self._inbound = InboundStreams(self.wrap)
         self._newcomers_in, self._newcomers = trio.open_memory_channel[ID](_NEWCOMERS_MAX)
@@ -131,6 +136,21 @@ class Live:
         assert isinstance(inner, NetStream)
         peer_id = from_libp2p_untrusted(inner.muxed_conn.peer_id)
         return LibP2pStream(inner, peer_id, linger=self._linger, wire=self._metrics.wire(protocol))
+
+    def contact(self, peer_id: PeerId) -> Contact:
+        """Return how a peer can be reached, and is."""
+        peer = to_libp2p(peer_id)
+        try:
+            protocols = self.host.get_peerstore().get_protocols(peer)
+        except PeerStoreError:
+            protocols = []
+        return Contact(
+            addresses=tuple(map(str, self.dialer.addresses(peer_id))),
+            connections=tuple(
+                connection_of(it) for it in self.host.get_network().get_connections(peer) if not it.is_closed
+            ),
+            protocols=tuple(sorted(protocols)),
+        )
 
     def _greet(self, peer: ID) -> None:
         peer_id = from_libp2p_untrusted(peer)

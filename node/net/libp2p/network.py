@@ -13,11 +13,12 @@ from multiaddr import Multiaddr
 from node.errors import TransportError
 from node.metrics import Metrics
 from node.net import limits
-from node.net.interface import GossipHandler, PeerAddresses, RecordRules, Stream, StreamHandler
+from node.net.interface import Contact, GossipHandler, PeerAddresses, RecordRules, Stream, StreamHandler
 from node.net.libp2p import patches
 from node.net.libp2p.dialer import AddressBook
 from node.net.libp2p.live import Live, Registered
 from node.net.libp2p.peers import from_libp2p_untrusted, to_libp2p
+from node.net.libp2p.ping import ping
 from protocol.identity import peer_id_to_text
 from protocol.units import NetworkId, PeerId
 
@@ -38,7 +39,9 @@ class LibP2pNetwork:
         self._peer_id = PeerId(create_new_key_pair(seed).public_key.to_bytes())
         # The library calls its DHT the same everywhere, whatever prefix it is given, and networks would mix.
         dht_protocol = TProtocol(f"/souk/{network.hex()[:16]}/kad/1.0.0")
-        self._registered = Registered(dht_protocol=dht_protocol, handlers={}, callbacks=[], topics={}, rules=[])
+        self._registered = Registered(
+            dht_protocol=dht_protocol, handlers={}, callbacks=[], topics={}, rules=[], refusals=[]
+        )
         self._book = AddressBook()
         self._live: Live | None = None
 
@@ -58,6 +61,10 @@ class LibP2pNetwork:
     def on_connected(self, callback: Callable[[PeerId], None]) -> None:
         assert self._live is None
         self._registered.callbacks.append(callback)
+
+    def refuse(self, is_refused: Callable[[PeerId], bool]) -> None:
+        assert self._live is None
+        self._registered.refusals.append(is_refused)
 
     def subscribe(self, topic: str, handler: GossipHandler) -> None:
         assert self._live is None and topic not in self._registered.topics, topic
@@ -109,6 +116,16 @@ class LibP2pNetwork:
             # A close that is cancelled half-way leaves the socket open for good.
             with trio.move_on_after(limits.CLOSE_S, shield=True):
                 await self._live.host.disconnect(to_libp2p(peer_id))
+
+    async def ping(self, peer_id: PeerId) -> float:
+        live = self._running()
+        await live.dialer.connect(peer_id)
+        return await ping(live.host, peer_id)
+
+    def contact(self, peer_id: PeerId) -> Contact:
+        if self._live is None:
+            return Contact(addresses=tuple(map(str, self._book.find(peer_id))))
+        return self._live.contact(peer_id)
 
     async def publish(self, topic: str, data: bytes) -> None:
         if len(data) > limits.GOSSIP_BYTES_MAX:
