@@ -13,6 +13,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
+from node.durable import replace_file
 from node.errors import NodeError
 from protocol.errors import RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted, peer_id_to_text
@@ -137,21 +138,8 @@ def _open_nofollow(path: str, flags: int) -> int:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Replace a file whole or not at all, durably. Raises: BanListError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    """Raises: BanListError."""
     try:
-        temporary.unlink(missing_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        replace_file(path, data)
     except OSError as exc:
-        temporary.unlink(missing_ok=True)
         raise BanListError(f"{path} cannot be written: {exc.strerror}; nothing has changed") from exc
