@@ -98,8 +98,8 @@ async def test_failure_is_the_result_and_ends_no_other_job(failure: Exception, s
         assert result(other).state == "closed"
 
 
-async def test_fetched_results_make_room_first_and_running_jobs_never() -> None:
-    async with running(results_max=2) as (jobs, market):
+async def test_fetched_results_make_room_first_and_running_jobs_never(autojump_clock: MockClock) -> None:
+    async with running(results_max=2, results_keep_s=60) as (jobs, market):
         old, read = start(jobs, 1), start(jobs, 2)
         await old.over.wait()
         await read.over.wait()
@@ -113,6 +113,8 @@ async def test_fetched_results_make_room_first_and_running_jobs_never() -> None:
             start(jobs, 5)
         assert (refused.value.status, refused.value.code, refused.value.retry_after_s) == (429, "results_full", 5)
         assert "api.results_max (2)" in str(refused.value)
+        await trio.sleep(61)
+        assert old.gone == "newer jobs needed the room"  # its time has nothing more to say
 
 
 async def test_bytes_of_specs_and_answers_are_bounded() -> None:
@@ -125,7 +127,8 @@ async def test_bytes_of_specs_and_answers_are_bounded() -> None:
         assert [bool(job.gone) for job in kept] == [True, False, False]
         market.script = (ASKING, CONTRACTED, text, text, text, trio.Event())
         endless = start(jobs, 4)
-        await endless.over.wait()
+        with trio.fail_after(10):
+            await endless.over.wait()
         assert (error := result(endless).error) is not None and error.code == "result_too_large"
         assert market.cancelled.is_set()
         assert sum(job.size_bytes for job in jobs.find("")) == jobs._size_bytes < 32 * MIB
