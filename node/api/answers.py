@@ -16,6 +16,8 @@ def error_response(error: ApiError) -> Response:
     response = Response(msgspec.json.encode(error.answer()), error.status, media_type="application/json")
     if error.retry_after_s is not None:
         response.headers["retry-after"] = str(error.retry_after_s)
+        # OpenAI's SDKs look at this one first.
+        response.headers["retry-after-ms"] = str(error.retry_after_s * 1000)
     if error.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response

@@ -12,7 +12,7 @@ from node.api.bodies import SoukBlock, SoukOptions, to_bad_request
 from node.api.errors import bad_request
 from node.api.intake import Admission, read_body
 from node.api.orders import item_order
-from node.api.relay import run_order, souk_block
+from node.api.relay import run_order, souk_block, souk_headers
 from node.api.services import Services
 from node.market.order import Finished, JobEvent, Order, Output
 from protocol import limits
@@ -74,19 +74,21 @@ class EmbeddingsEndpoint:
             teller = _Vectors(request)
             await run_order(self._services.market, _to_order(request), teller, receive, input_field="input")
             assert teller.body is not None
-            response = json_response(teller.body)
+            response = json_response(teller.body, headers=teller.headers)
         await response(scope, receive, send)
 
 
 class _Vectors:
-    """Collects the answer; ``body`` is there after ``Finished``."""
+    """Collects the answer; ``headers`` and ``body`` are complete after ``Finished``."""
 
     def __init__(self, request: EmbeddingsRequest) -> None:
         self.body: Embeddings | None = None
+        self.headers: dict[str, str] = {}
         self._request = request
         self._vectors: list[bytes] = []
 
     async def tell(self, event: JobEvent) -> None:
+        self.headers |= souk_headers(event)
         match event:
             case Output(result=EmbedOutput(vector=vector)):
                 self._vectors.append(vector)

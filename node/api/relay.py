@@ -78,7 +78,7 @@ class WholeAnswer:
         self._text: list[str] = []
 
     async def tell(self, event: JobEvent) -> None:
-        self.headers |= _headers(event)
+        self.headers |= souk_headers(event)
         if isinstance(event, Output):
             self._text.append(event.text)
         elif isinstance(event, Finished):
@@ -107,7 +107,7 @@ class StreamedAnswer:
         return self._stream.started
 
     async def tell(self, event: JobEvent) -> None:
-        self._headers |= _headers(event)
+        self._headers |= souk_headers(event)
         match event:
             case Asking() | Quoted() | PassedOver():
                 await self._stream.comment(_phase(event))
@@ -216,7 +216,8 @@ async def _submit(
             on_failure(exc)
 
 
-def _headers(event: JobEvent) -> dict[str, str]:
+def souk_headers(event: JobEvent) -> dict[str, str]:
+    """Return the headers that the answer gets from this event."""
     match event:
         case Asking():
             return {"x-souk-job-id": event.job_id.hex()}

@@ -8,7 +8,7 @@ from node.api.bodies import to_bad_request
 from node.api.intake import Admission, read_body
 from node.api.operations import Operation, Says, post
 from node.api.orders import item_order
-from node.api.relay import run_order, souk_block
+from node.api.relay import run_order, souk_block, souk_headers
 from node.api.services import Services
 from node.api.task_bodies import (
     ClassifyAnswer,
@@ -62,19 +62,21 @@ class TaskEndpoint:
             teller = _Outputs(request)
             await run_order(self._services.market, order, teller, receive, input_field=field)
             assert teller.body is not None
-            response = json_response(teller.body)
+            response = json_response(teller.body, headers=teller.headers)
         await response(scope, receive, send)
 
 
 class _Outputs:
-    """Collects the answer; ``body`` is there after ``Finished``."""
+    """Collects the answer; ``headers`` and ``body`` are complete after ``Finished``."""
 
     def __init__(self, request: TaskRequest) -> None:
         self.body: TaskAnswer | None = None
+        self.headers: dict[str, str] = {}
         self._request = request
         self._outputs: list[ItemOutput] = []
 
     async def tell(self, event: JobEvent) -> None:
+        self.headers |= souk_headers(event)
         match event:
             case Output(result=result) if result is not None:
                 self._outputs.append(result)

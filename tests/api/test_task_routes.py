@@ -19,7 +19,9 @@ from tests.api.fakes import (
     CONTRACT,
     CONTRACTED,
     FINISHED,
+    JOB,
     PEER_TEXT,
+    RECEIPT,
     TOKEN,
     ScriptedMarket,
     serve_node,
@@ -162,6 +164,15 @@ async def test_client_is_told_why_the_market_refused(
     node = await serve_node(nursery, market=ScriptedMarket([ASKING, error]))
     reply = await node.call("POST", "/api/v1/tasks/vad", body={"model": "tiny", "samples": base64_of(AUDIO)})
     assert (reply.status, reply.error["code"], reply.error["param"]) == (400, code, param)
+
+
+async def test_answer_names_job_peer_and_receipt_in_its_headers(nursery: trio.Nursery) -> None:
+    made = Output(result=EmbedOutput(vector=struct.pack("<f", 1.0)))
+    node = await serve_node(nursery, market=ScriptedMarket([ASKING, CONTRACTED, made, FINISHED]))
+    for path, body in (("/api/v1/tasks/embed", {"texts": ["a"]}), ("/v1/embeddings", {"input": "a"})):
+        reply = await node.call("POST", path, body={"model": "tiny", **body})
+        named = [reply.headers[f"x-souk-{name}"] for name in ("job-id", "peer", "receipt")]
+        assert named == [JOB.hex(), PEER_TEXT, RECEIPT.hex()]
 
 
 async def test_order_is_cancelled_when_its_client_goes(nursery: trio.Nursery) -> None:
