@@ -124,9 +124,9 @@ def _ms(value: float | None) -> str:
     return duration(None if value is None else value / 1000)
 
 
-def _rtt(value: float | None) -> str:
+def _rtt(value: float) -> str:
     """Return a round trip; between machines of one room it is a part of a millisecond."""
-    return "-" if value is None else f"{value:.1f} ms"
+    return f"{value:.1f} ms"
 
 
 @peers.command("show")
@@ -142,10 +142,7 @@ def show(options: Globals, peer: str) -> int:
 def _peer_text(payload: Payload) -> str:
     peer, account = payload["peer"], payload.get("account") or {}
     ban = peer.get("ban")
-    links = [
-        f"{it.get('address')} ({'from' if it.get('inbound') else 'to'} there, round trip {_rtt(it.get('rtt_ms'))})"
-        for it in payload.get("connections") or ()
-    ]
+    links = [_link_text(link) for link in payload.get("connections") or ()]
     slots = None if peer.get("slots_total") is None else f"{peer.get('slots_free')} of {peer['slots_total']} free"
     pairs: list[tuple[str, object]] = [
         ("peer", peer.get("peer_id")),
@@ -177,6 +174,13 @@ def _peer_text(payload: Payload) -> str:
     ]
     table = columns(("MODEL", "CONTEXT", "IN", "OUT", "TOK/S"), offers)
     return facts(pairs) + (f"\n\n{table}" if offers else "")
+
+
+def _link_text(link: dict[str, Any]) -> str:  # JSON of the daemon
+    who = "it dialled" if link.get("inbound") else "we dialled"
+    # The keep-alive measures after some seconds.
+    rtt = "" if link.get("rtt_ms") is None else f", round trip {_rtt(link['rtt_ms'])}"
+    return f"{link.get('address')} ({who}{rtt})"
 
 
 def _device_text(device: Any) -> str:  # JSON of the daemon

@@ -153,7 +153,7 @@ def test_show_tells_all_there_is(many: FakeDaemon) -> None:
     out = souk("peers", "show", "a").out
     for part in (
         PEER, "gpu-2",
-        "1970-01-01 00:00:00Z  sends garbage", "(from there, round trip 12.5 ms)", "2 closed, 1 failed",
+        "1970-01-01 00:00:00Z  sends garbage", "(it dialled, round trip 12.5 ms)", "2 closed, 1 failed",
         "/ip4/192.0.2.1/tcp/11501", "/souk/job/1", "1,234 µc", "1 of 2 free", "1.0 GiB of 2.0 GiB", "800,000",
     ):  # fmt: skip
         assert part in out
