@@ -106,6 +106,7 @@ class Script:
     """After so many pieces the worker is gone."""
     hangs_after: int | None = None
     energy_millijoules: int | None = None
+    fingerprint: bytes = b""
 
 
 @dataclass
@@ -202,7 +203,11 @@ class ScriptedExecutor:
             finish = None if made < total else ("length" if total == tokens_out_max else "stop")
             energy = None if finish is None else script.energy_millijoules
             text = "".join(f"w{n} " for n in tokens)
-            await sink.send(Piece(tokens=tokens, text=text, finish=finish, energy_millijoules=energy))
+            fingerprint = b"" if finish is None else script.fingerprint
+            piece = Piece(
+                tokens=tokens, text=text, finish=finish, energy_millijoules=energy, fingerprint=fingerprint
+            )
+            await sink.send(piece)
             self.pieces[job_key] += 1
             await trio.sleep(script.step_s)
 

@@ -18,6 +18,8 @@ LENGTH_BYTES: Final = 4
 # An input of 1 MiB travels in one Prepare; nothing else comes near.
 FRAME_BYTES_MAX: Final = 8 << 20
 _LENGTH: Final = struct.Struct(">I")
+FINGERPRINT_BYTES_MAX: Final = 32 << 10
+"""Of one answer: its first 2,048 tokens."""
 
 # A worker that was turned must not make the daemon break its own rules: what ends in messages to peers has their
 # bounds here already.
@@ -239,6 +241,8 @@ class StepPiece(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     task: Task = "generate"
     result: Annotated[bytes, Meta(max_length=limits.DATA_FRAME_BYTES_MAX)] = b""
     """Of another task than text: one output frame's payload, in its canonical encoding."""
+    fingerprint: Annotated[bytes, Meta(max_length=FINGERPRINT_BYTES_MAX)] = b""
+    """On the last piece of a text: of the hidden states of its beginning (``engine/fingerprint.py``)."""
 
 
 class Step(Frame, frozen=True, kw_only=True):

@@ -116,6 +116,9 @@ class Piece:
     """Of another task than text: one output frame's worth, and nothing beside it."""
     energy_millijoules: int | None = None
     """On the last piece: what the job took of its device's energy, ``None`` where that is unknown."""
+    fingerprint: bytes = b""
+    """On the last piece of a text: what ``Scorer.score`` can compare with later, of its first 2,048 tokens; empty
+    for a shorter one than 32, and where the engine does not show its states."""
 
     @property
     def output(self) -> TaskOutput:

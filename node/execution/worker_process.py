@@ -465,7 +465,7 @@ class Request:
 def _to_piece(piece: StepPiece) -> Piece:
     """Return what one step gave one job; ``ValueError`` when a result is none of its task."""
     if not piece.result:
-        return Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish)
+        return Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish, fingerprint=piece.fingerprint)
     try:
         output = decode_task_output_untrusted(piece.task, piece.result)
     except RemoteProtocolError as exc:

@@ -54,6 +54,8 @@ class _Posting:
     entries: tuple[Entry, ...]
     row: ContractRow | None
     new: tuple[MessageId, ...] = ()
+    fingerprint: bytes = b""
+    """Of the row's contract."""
     done: trio.Event = field(default_factory=trio.Event)
     error: LedgerError | None = None
 
@@ -90,16 +92,20 @@ class Ledger:
             with trio.CancelScope(shield=True):
                 await self._finish()
 
-    async def post(self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False) -> None:
+    async def post(
+        self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False, fingerprint: bytes = b""
+    ) -> None:
         """Write messages and where their contract stands; durable on return.
 
         Args:
             is_new: that there is no row of this contract yet, also from before a restart.
+            fingerprint: of what was computed under it, kept beside the row; the newest ones only.
 
         Raises: LedgerError (``LedgerDiskError``: the disk is at fault, and is tried again by itself;
             ``KnownContractError``: ``is_new`` is not so, and nothing was written).
         """
-        posting = _Posting(entries, row, new=(row.contract_id,) if is_new and row is not None else ())
+        new = (row.contract_id,) if is_new and row is not None else ()
+        posting = _Posting(entries, row, new=new, fingerprint=fingerprint)
         # Shielded: a caller that is cancelled here has counted the message already, and will not say it again.
         with trio.CancelScope(shield=True):
             await self._begin(posting)
@@ -186,6 +192,10 @@ class Ledger:
 
         return await self._read(find)
 
+    async def fingerprint(self, contract_id: MessageId) -> bytes | None:
+        """Return what is kept of the answer that a peer bought by this contract; None when that is nothing."""
+        return await self._read(lambda: self._store.fingerprint(contract_id))
+
     async def totals(self) -> Totals:
         return await self._read(self._store.totals)
 
@@ -267,6 +277,11 @@ class Ledger:
                 [entry for posting in batch for entry in posting.entries],
                 [posting.row for posting in batch if posting.row is not None],
                 new=[contract_id for posting in batch for contract_id in posting.new],
+                fingerprints=[
+                    (posting.row.contract_id, posting.fingerprint)
+                    for posting in batch
+                    if posting.row is not None and posting.fingerprint
+                ],
             )
         except (sqlite3.Error, KnownContractError) as exc:
             if isinstance(exc, sqlite3.Error) and is_of_disk(exc):

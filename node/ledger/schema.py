@@ -89,6 +89,14 @@ MIGRATIONS: Final = (
     """
     ALTER TABLE contract ADD COLUMN energy_millijoules INTEGER;
     """,
+    # What computed an answer that we sold, for an audit to compare: never the answer.
+    """
+    CREATE TABLE fingerprint (
+        number INTEGER PRIMARY KEY,
+        contract_id BLOB NOT NULL UNIQUE,
+        data BLOB NOT NULL
+    ) STRICT;
+    """,
 )
 
 WHAT_TO_DO: Final = (

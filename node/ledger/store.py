@@ -28,6 +28,8 @@ from protocol.units import JobId, MessageId, Microcredits, ModelId, PeerId, Unix
 FIRST_HASH: Final = bytes(32)
 CHECKED_AT_START: Final = 100_000
 """Newest entries whose hash chain is checked at every start: 0.3 s of a small machine. An audit checks all."""
+FINGERPRINTS_MAX: Final = 4096
+"""The newest ones: 4 MiB of answers of 64 tokens, 128 MiB of long ones."""
 PROBE_BYTES: Final = 64 * 1024
 """Sixteen pages: a posting changes about five. With less, a disk that is all but full looked well too early."""
 
@@ -81,9 +83,14 @@ class LedgerStore:
             self._last_hash = None
 
     def write(
-        self, entries: Iterable[Entry], rows: Iterable[ContractRow], *, new: Collection[MessageId] = ()
+        self,
+        entries: Iterable[Entry],
+        rows: Iterable[ContractRow],
+        *,
+        new: Collection[MessageId] = (),
+        fingerprints: Iterable[tuple[MessageId, bytes]] = (),
     ) -> list[Proof]:
-        """Append entries and replace rows in one transaction; durable when this returns.
+        """Append entries, replace rows and keep fingerprints in one transaction; durable when this returns.
 
         Return the proofs that the new entries make with older ones: they are stored with them.
 
@@ -105,6 +112,8 @@ class LedgerStore:
                 made += [proof] if proof is not None else []
             for row in rows:
                 put_contract(self.db, row)
+            for contract_id, data in fingerprints:
+                self._keep_fingerprint(contract_id, data)
             self.db.execute("COMMIT")
         except BaseException:
             if self.db.in_transaction:
@@ -112,6 +121,20 @@ class LedgerStore:
             raise
         self._last_hash = link
         return made
+
+    def _keep_fingerprint(self, contract_id: MessageId, data: bytes) -> None:
+        self.db.execute(
+            "INSERT OR REPLACE INTO fingerprint (contract_id, data) VALUES (?, ?)", (contract_id, data)
+        )
+        self.db.execute(
+            "DELETE FROM fingerprint WHERE number <= (SELECT max(number) FROM fingerprint) - ?",
+            (FINGERPRINTS_MAX,),
+        )
+
+    def fingerprint(self, contract_id: MessageId) -> bytes | None:
+        """Return what was kept of the answer that this contract bought; None when that is nothing any more."""
+        found = self.db.execute("SELECT data FROM fingerprint WHERE contract_id = ?", (contract_id,)).fetchone()
+        return None if found is None else bytes(found[0])
 
     def _newest_hash(self) -> bytes:
         last = self.db.execute("SELECT hash FROM entry ORDER BY seq DESC LIMIT 1").fetchone()

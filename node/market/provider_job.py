@@ -75,6 +75,7 @@ class ProviderJob:
         )
         self.state = ProviderState.FORMED
         self.energy_millijoules: int | None = None
+        self._fingerprint = b""
         """What the job took of its device; known with the last piece."""
         self._waiting: list[Piece] = []
         self._receipt: Signed[Receipt] | None = None
@@ -249,7 +250,7 @@ class ProviderJob:
         match event:
             case Piece():
                 self._waiting.append(event)
-                self.energy_millijoules = event.energy_millijoules
+                self.energy_millijoules, self._fingerprint = event.energy_millijoules, event.fingerprint
                 self._gaps.note(len(event.tokens))
             case Heard(line=line) if self._attachment.has_replaced(line):
                 pass  # a voucher that comes over both streams would be one too many
@@ -490,4 +491,5 @@ class ProviderJob:
             vouchered=self._account.vouchered,
             energy_millijoules=self.energy_millijoules,
         )
-        await self._party.ledger.post(*entries, row=row)
+        await self._party.ledger.post(*entries, row=row, fingerprint=self._fingerprint)
+        self._fingerprint = b""

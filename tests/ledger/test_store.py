@@ -8,6 +8,7 @@ import pytest
 from node.errors import LedgerError
 from node.ledger import store as store_module
 from node.ledger.store import LedgerStore
+from protocol.units import MessageId
 from tests.ledger.fakes import entry, row
 
 
@@ -74,3 +75,17 @@ def test_failed_open_leaves_no_connection(tmp_path: Path) -> None:
         store.open()
     with pytest.raises(LedgerError, match="closed"):
         _ = store.db
+
+
+def test_fingerprints_of_the_newest_contracts_are_kept_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "FINGERPRINTS_MAX", 2)
+    store = opened(tmp_path / "ledger.db")
+    contracts = [MessageId(bytes([number]) * 32) for number in range(4)]
+    for contract_id in contracts:
+        store.write([], [], fingerprints=[(contract_id, contract_id[:3])])
+    store.close()
+    store.open()
+    assert [store.fingerprint(contract_id) for contract_id in contracts] == [None, None, b"\2\2\2", b"\3\3\3"]
+    store.close()

@@ -52,6 +52,15 @@ async def test_both_ledgers_agree_when_a_job_is_complete(world: World, path: str
     assert raws[0] == raws[1]
 
 
+async def test_provider_keeps_the_fingerprint_of_an_answer_beside_its_contract(world: World) -> None:
+    requester, provider = await make_pair(world, Script(fingerprint=b"f" * 512))
+    await buy(requester, order(tokens=70))
+    await trio.sleep(10)
+    contract_id = (await provider.only_row()).contract_id
+    assert await provider.ledger.fingerprint(contract_id) == b"f" * 512
+    assert await requester.ledger.fingerprint(contract_id) is None
+
+
 async def test_provider_joins_waiting_pieces_but_never_past_the_window(world: World) -> None:
     requester, provider = await make_pair(world, Script(step_s=0), market=ONE_EACH)
     assert (await buy(requester, order(tokens=50, path="quote"))).finished.tokens_out == 50

@@ -61,10 +61,12 @@ class InlineLedger(Ledger):
         await trio.sleep(self.lag_s)
         return call(*args)
 
-    async def post(self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False) -> None:
+    async def post(
+        self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False, fingerprint: bytes = b""
+    ) -> None:
         if self.broken:
             raise LedgerError("the disk is full")
-        await super().post(*entries, row=row, is_new=is_new)
+        await super().post(*entries, row=row, is_new=is_new, fingerprint=fingerprint)
 
     def has(self, message_id: bytes) -> bool:
         found = self._store.db.execute("SELECT 1 FROM entry WHERE message_id = ?", (message_id,))

@@ -42,7 +42,11 @@ def not_waited_for(patch: pytest.MonkeyPatch, kind: str) -> None:
     post = Ledger.post
 
     async def post_or_not(
-        self: Ledger, *entries: Entry, row: ContractRow | None = None, is_new: bool = False
+        self: Ledger,
+        *entries: Entry,
+        row: ContractRow | None = None,
+        is_new: bool = False,
+        fingerprint: bytes = b"",
     ) -> None:
         if any(entry.envelope.kind == kind and entry.envelope.signer != entry.peer_id for entry in entries):
             await self._send.send(_Posting(entries, row))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from node.execution.engine.attention import StepAttention
+from node.execution.engine.fingerprint import marks
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.llama import Llama
 from node.execution.engine.pace import INTER_TOKEN_S, PrefillPace
@@ -26,6 +27,8 @@ class Chosen:
     request: int
     token: int
     finish: FinishReason | None
+    mark: bytes = b""
+    """Of the hidden states that predict it (``fingerprint.py``); empty where the engine does not show them."""
 
 
 class Engine:
@@ -100,10 +103,10 @@ class Engine:
             tokens = self._forward(plan)
             self._note(plan, began)
             chosen = []
-            for sequence, token in tokens:
+            for sequence, token, mark in tokens:
                 sequence.tokens.append(token)
                 finish = finish_of(sequence, token)
-                chosen.append(Chosen(sequence.request, token, finish))
+                chosen.append(Chosen(sequence.request, token, finish, mark))
                 if finish:
                     self.cancel(sequence.request)
         return chosen
@@ -119,9 +122,9 @@ class Engine:
         self._pace.note(len(plan.decodes), sum(tokens for _, tokens in plan.chunks), now - since)
         self._last_end = now
 
-    def _forward(self, plan: Plan) -> list[tuple[Sequence, int]]:
+    def _forward(self, plan: Plan) -> list[tuple[Sequence, int, bytes]]:
         if self._static is not None and not plan.chunks and (hidden := self._static.run(plan.decodes)) is not None:
-            return _chosen([sequence for sequence, _ in _advance(plan)], self._model.logits(hidden))
+            return self._chosen([sequence for sequence, _ in _advance(plan)], hidden)
         model, device = self._model, self._model.device
         tokens = [sequence.tokens[-1] for sequence in plan.decodes]
         positions = [sequence.cached for sequence in plan.decodes]
@@ -135,15 +138,14 @@ class Engine:
         answering = _advance(plan)
         if not answering:
             return []
-        logits = model.logits(hidden[[row for _, row in answering]])
-        return _chosen([sequence for sequence, _ in answering], logits)
+        return self._chosen([sequence for sequence, _ in answering], hidden[[row for _, row in answering]])
 
-
-def _chosen(sequences: list[Sequence], logits: Tensor) -> list[tuple[Sequence, int]]:
-    """Choose each sequence's next token: one transfer from the device for all of them."""
-    samplings = [sequence.sampling for sequence in sequences]
-    tokens = choose(logits, samplings, [sequence.position for sequence in sequences])
-    return list(zip(sequences, tokens, strict=True))
+    def _chosen(self, sequences: list[Sequence], hidden: Tensor) -> list[tuple[Sequence, int, bytes]]:
+        """Choose each sequence's next token by its row: one transfer from the device for all tokens, and marks."""
+        samplings = [sequence.sampling for sequence in sequences]
+        positions = [sequence.position for sequence in sequences]
+        tokens = choose(self._model.logits(hidden), samplings, positions)
+        return list(zip(sequences, tokens, marks(hidden), strict=True))
 
 
 def _advance(plan: Plan) -> list[tuple[Sequence, int]]:

@@ -7,6 +7,7 @@ numbers, so margins (``score.py``) judge.
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Final
 
 import torch
@@ -16,31 +17,35 @@ GROUP_TOKENS: Final = 32
 NUMBERS_EACH: Final = 4
 """Of each token: places spread evenly over the group, and a column fits 16 bits in every model."""
 _NUMBER: Final = struct.Struct(">Hh")
+_MARK: Final = struct.Struct(">" + "Hh" * NUMBERS_EACH)
 GROUP_BYTES: Final = GROUP_TOKENS * NUMBERS_EACH * _NUMBER.size
 
 
 class Fingerprinter:
-    """Takes hidden states (n, D) in order, and has a fingerprint of every whole group so far."""
+    """Takes the marks of one answer's tokens in order, and has a fingerprint of every whole group so far."""
 
-    def __init__(self) -> None:
-        self._rows: list[Tensor] = []
-        self._count = 0
-        self._found = bytearray()
+    def __init__(self, bytes_max: int | None = None) -> None:
+        """``bytes_max`` bounds what is kept: the answer's beginning."""
+        self._found, self._bytes_max = bytearray(), bytes_max
 
-    def add(self, hidden: Tensor) -> None:
-        """Take the next tokens' states; one that fills a group is worked off at once."""
-        while len(hidden):
-            part = hidden[: GROUP_TOKENS - self._count]
-            hidden = hidden[len(part) :]
-            self._rows.append(part)
-            self._count += len(part)
-            if self._count == GROUP_TOKENS:
-                self._found += _take(torch.cat(self._rows))
-                self._rows, self._count = [], 0
+    def add(self, marks: Iterable[bytes]) -> None:
+        """Take the next tokens' marks; an empty one is of an engine that shows no states."""
+        for mark in marks:
+            if self._bytes_max is None or len(self._found) < self._bytes_max:
+                self._found += mark
 
     def found(self) -> bytes:
         """Return the fingerprints of the whole groups; tokens after the last one have none."""
-        return bytes(self._found)
+        return bytes(self._found[: len(self._found) // GROUP_BYTES * GROUP_BYTES])
+
+
+def marks(hidden: Tensor) -> list[bytes]:
+    """Return the largest numbers of each row of hidden states (n, D): a token's part of its group."""
+    places = hidden.abs().topk(NUMBERS_EACH, dim=-1).indices
+    bits = hidden.gather(1, places).to(torch.bfloat16).view(torch.int16)
+    # One transfer from the device for all rows.
+    both = torch.stack((places, bits.long()), -1).cpu().flatten(1).tolist()
+    return [_MARK.pack(*numbers) for numbers in both]
 
 
 def distance(claimed: bytes, hidden: Tensor) -> list[float]:
@@ -66,13 +71,6 @@ def distance(claimed: bytes, hidden: Tensor) -> list[float]:
         # NaN and infinity are values that a bfloat16 can claim.
         errors.append(error if error == error and error < 1e30 else 1e30)
     return errors
-
-
-def _take(rows: Tensor) -> bytes:
-    places = rows.abs().topk(NUMBERS_EACH, dim=-1).indices
-    bits = rows.gather(1, places).to(torch.bfloat16).cpu().view(torch.int16).flatten().tolist()
-    columns = places.flatten().tolist()
-    return b"".join(_NUMBER.pack(column, value) for column, value in zip(columns, bits, strict=True))
 
 
 def _read(group: bytes) -> tuple[Tensor, Tensor]:

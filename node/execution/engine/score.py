@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
 from torch import Tensor
 
-from node.execution.engine.fingerprint import Fingerprinter, distance
+from node.execution.engine.fingerprint import Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama
 from node.execution.engine.sampling import gumbel_noise
 from node.execution.memory_plan import SCORE_ROWS
@@ -134,7 +134,7 @@ class Scoring:
 
     def _judge(self, hidden: Tensor, first: int) -> None:
         task, predicting = self.task, hidden[first:]
-        self._fingerprinter.add(predicting)
+        self._fingerprinter.add(marks(predicting))
         if task.fingerprint:
             self._hidden.append(predicting)
         for start in range(first, len(hidden), SCORE_ROWS):

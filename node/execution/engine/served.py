@@ -13,12 +13,12 @@ import torch
 from node.errors import JobRefusedError
 from node.execution.engine.backend import Backend, load_backend
 from node.execution.engine.engine import Chosen
-from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS
+from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS, Fingerprinter
 from node.execution.engine.measure import decode_tokens_per_s_milli
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import ScoreTask, Verdict
 from node.execution.engine.text import TextCodec, TextStream, load_codec
-from node.execution.frames import Load, Prepare, Score, Start, StepPiece
+from node.execution.frames import FINGERPRINT_BYTES_MAX, Load, Prepare, Score, Start, StepPiece
 from protocol.task import TOKEN_BYTES, FinishReason, Sampling, unpack_tokens
 
 
@@ -56,6 +56,7 @@ class ServedModel:
         self.kernels, self.close = backend.kernels, backend.close
         self._stop_tokens = codec.stop_tokens(self.model.shape.eos_tokens | _generation_eos(Path(load.folder)))
         self._streams: dict[int, TextStream] = {}
+        self._fingerprints: dict[int, Fingerprinter] = {}
 
     @property
     def idle(self) -> bool:
@@ -123,10 +124,12 @@ class ServedModel:
             )
         if not answer or max(*tokens, *answer) >= self.model.shape.vocabulary:
             raise JobRefusedError("expected an answer, and tokens that the model knows", code="input")
-        if len(frame.fingerprint) not in (0, len(answer) // GROUP_TOKENS * GROUP_BYTES):
+        whole = len(answer) // GROUP_TOKENS * GROUP_BYTES
+        # Of a long answer the beginning has one, and an answer that was cut has less.
+        if len(frame.fingerprint) % GROUP_BYTES or len(frame.fingerprint) > whole:
             raise JobRefusedError(
                 f"expected {GROUP_BYTES} bytes of fingerprint for every {GROUP_TOKENS} tokens of an answer of "
-                f"{len(answer)}, got {len(frame.fingerprint)} bytes",
+                f"{len(answer)}, or of its beginning, got {len(frame.fingerprint)} bytes",
                 code="input",
             )
         return ScoreTask(
@@ -171,6 +174,7 @@ class ServedModel:
     def start(self, held: HeldPrompt, frame: Start) -> None:
         """Queue a held prompt; ``tokens_out_max`` is at most what was prepared for."""
         self._streams[held.request] = self._stream_after(held.held, held.stop)
+        self._fingerprints[held.request] = Fingerprinter(FINGERPRINT_BYTES_MAX)
         self.engine.add(
             Sequence(
                 request=held.request,
@@ -187,6 +191,7 @@ class ServedModel:
     def cancel(self, request: int) -> None:
         """Free the slot of ``request``; does nothing when it is unknown."""
         if self._streams.pop(request, None) is not None:
+            del self._fingerprints[request]
             self.engine.cancel(request)
         if self._scores is not None:
             self._scores.cancel(request)
@@ -196,7 +201,8 @@ class ServedModel:
         return [self._piece(chosen) for chosen in self.engine.step()]
 
     def _piece(self, chosen: Chosen) -> StepPiece:
-        stream = self._streams[chosen.request]
+        stream, fingerprint = self._streams[chosen.request], b""
+        self._fingerprints[chosen.request].add((chosen.mark,))
         finish: FinishReason | None = chosen.finish
         text = "" if finish == "stop" else stream.push(chosen.token)
         if stream.stopped and finish is None:
@@ -206,7 +212,10 @@ class ServedModel:
         if finish is not None:
             text += stream.end()
             del self._streams[chosen.request]
-        return StepPiece(request=chosen.request, tokens=(chosen.token,), text=text, finish=finish)
+            fingerprint = self._fingerprints.pop(chosen.request).found()
+        return StepPiece(
+            request=chosen.request, tokens=(chosen.token,), text=text, finish=finish, fingerprint=fingerprint
+        )
 
 
 def _sampling(frame: Start | Score) -> Sampling:

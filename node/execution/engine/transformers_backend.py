@@ -17,6 +17,7 @@ from torch import Tensor
 
 from node.errors import ModelError
 from node.execution.engine.engine import Chosen, finish_of
+from node.execution.engine.fingerprint import marks
 from node.execution.engine.sampling import choose
 from node.execution.engine.scheduler import Sequence
 from node.execution.shape import DecoderShape
@@ -105,34 +106,36 @@ class TransformersEngine:
         while self._waiting and len(self._running) < self._slots:
             self._running.append(self._waiting.popleft())
         budget = max(1, self._prefill_tokens - sum(not it.prefilling for it in self._running))
-        answering, rows = [], []
+        answering, rows, states = [], [], []
         for sequence in self._running:
             count = min(budget, sequence.prompt_tokens - sequence.cached) if sequence.prefilling else 1
             if count == 0:
                 continue
             budget -= count if sequence.prefilling else 0
-            last = self._read(sequence, count)
+            state, row = self._read(sequence, count)
             if not sequence.prefilling:
                 answering.append(sequence)
-                rows.append(last)
-        return self._choose(answering, rows)
+                rows.append(row)
+                states.append(state)
+        return self._choose(answering, rows, states)
 
-    def _read(self, sequence: Sequence, count: int) -> Tensor:
+    def _read(self, sequence: Sequence, count: int) -> tuple[Tensor, Tensor]:
+        """Return the last token's hidden states and logits."""
         tokens = sequence.tokens[sequence.cached : sequence.cached + count]
         cache = self._caches.get(sequence.request)
-        _, logits, self._caches[sequence.request] = self._model.read(tokens, cache)
+        hidden, logits, self._caches[sequence.request] = self._model.read(tokens, cache)
         sequence.cached += count
-        return logits[-1]
+        return hidden[-1], logits[-1]
 
-    def _choose(self, answering: list[Sequence], rows: list[Tensor]) -> list[Chosen]:
+    def _choose(self, answering: list[Sequence], rows: list[Tensor], states: list[Tensor]) -> list[Chosen]:
         if not answering:
             return []
         tokens = choose(torch.stack(rows), [it.sampling for it in answering], [it.position for it in answering])
         chosen = []
-        for sequence, token in zip(answering, tokens, strict=True):
+        for sequence, token, mark in zip(answering, tokens, marks(torch.stack(states)), strict=True):
             sequence.tokens.append(token)
             finish = finish_of(sequence, token)
-            chosen.append(Chosen(sequence.request, token, finish))
+            chosen.append(Chosen(sequence.request, token, finish, mark))
             if finish:
                 self.cancel(sequence.request)
         return chosen

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from node.execution.engine.engine import Engine
-from node.execution.engine.fingerprint import GROUP_BYTES, Fingerprinter, distance
+from node.execution.engine.fingerprint import GROUP_BYTES, Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import (
@@ -149,10 +149,20 @@ def test_fingerprint_is_the_same_whatever_the_pieces_and_far_from_other_weights(
     assert min(score(other, claimed).distances) > 0.5
 
 
+def test_fingerprint_is_of_whole_groups_of_the_beginning() -> None:
+    found = marks(torch.randn(100, 16, generator=torch.Generator().manual_seed(1)))
+    whole, bounded = Fingerprinter(), Fingerprinter(GROUP_BYTES)
+    for maker in (whole, bounded):
+        for mark in found:
+            maker.add([mark])
+    assert whole.found() == b"".join(found[:96])
+    assert bounded.found() == b"".join(found[:32])
+
+
 def test_fingerprint_of_garbage_is_far_and_of_another_length_refused() -> None:
     hidden = torch.randn(40, 16, generator=torch.Generator().manual_seed(1))
     maker = Fingerprinter()
-    maker.add(hidden)
+    maker.add(marks(hidden))
     assert distance(maker.found(), hidden)[0] < 0.01
     assert distance(b"\xff" * GROUP_BYTES, hidden)[0] > 0.9
     assert distance(b"\x00" * GROUP_BYTES, hidden)[0] > 0.9

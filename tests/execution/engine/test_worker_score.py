@@ -69,6 +69,24 @@ def test_worker_forgets_a_check_that_is_cancelled(tiny_folder: Path) -> None:
     assert [frame.request for frame in tell(tiny_folder, frames, steps=40).scored] == [4]
 
 
+def test_fingerprint_of_an_answer_is_the_one_that_its_check_finds(tiny_folder: Path) -> None:
+    told = tell(tiny_folder, [prepare(2, PROMPT, out=70), start(2, out=70)], steps=72)
+    pieces = [piece for frame in told.link.sent if isinstance(frame, Step) for piece in frame.pieces]
+    answer = tuple(token for piece in pieces for token in piece.tokens)
+    assert len(answer) == 70 and {piece.fingerprint for piece in pieces[:-1]} == {b""}
+    claimed = pieces[-1].fingerprint
+    assert len(claimed) == 1024
+    # The whole of it; its beginning, as of a longer answer; and of another answer than it was made for.
+    claims = ((answer, claimed), (answer, claimed[:512]), (answer[::-1], claimed))
+    found = []
+    for tokens, bytes_ in claims:
+        check = score(3, answer=tokens, claimed=bytes_)
+        found += tell(tiny_folder, [check, prepare(2), start(2)], steps=58).scored
+    same, beginning, other = (list(frame.distances) for frame in found)
+    assert len(same) == 2 and max(same) < 0.01 and beginning == same[:1]
+    assert min(other) > 0.1
+
+
 @pytest.mark.parametrize(
     ("wrong", "code"),
     [
