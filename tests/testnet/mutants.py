@@ -51,7 +51,7 @@ def not_waited_for(patch: pytest.MonkeyPatch, kind: str) -> None:
         if any(entry.envelope.kind == kind and entry.envelope.signer != entry.peer_id for entry in entries):
             await self._send.send(_Posting(entries, row))
         else:
-            await post(self, *entries, row=row, is_new=is_new)
+            await post(self, *entries, row=row, is_new=is_new, fingerprint=fingerprint)
 
     patch.setattr(Ledger, "post", post_or_not)
 
