@@ -290,8 +290,9 @@ class Schedule:
     def store(self, deal: Deal, state: ProviderState) -> None:
         at_ms = EPOCH_MS + round(deal.made_at * MS_PER_S)
         self.db.execute(
-            "REPLACE INTO contract (contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out,"
-            " metered, vouchered, at_ms) VALUES (?, x'00', 'provider', ?, x'00', 'tiny', ?, 1, 1, ?, ?, ?)",
+            "REPLACE INTO contract"
+            " (contract_id, job_id, role, peer_id, model_id, model, state, tokens_in, tokens_out, metered,"
+            " vouchered, at_ms) VALUES (?, x'00', 'provider', ?, x'00', 'tiny', ?, 1, 1, ?, ?, ?)",
             (deal.contract_id, deal.peer, str(state), deal.metered, deal.vouchered, at_ms),
         )
 
