@@ -75,9 +75,11 @@ class NotedLedger(Ledger):
         self.calls: list[Posting] = []
         self.closed = trio.Event()
 
-    async def post(self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False) -> None:
+    async def post(
+        self, *entries: Entry, row: ContractRow | None = None, is_new: bool = False, fingerprint: bytes = b""
+    ) -> None:
         self.calls.append(Posting(entries=entries, row=row, is_new=is_new))
-        await super().post(*entries, row=row, is_new=is_new)
+        await super().post(*entries, row=row, is_new=is_new, fingerprint=fingerprint)
         if row is not None and row.state is ProviderState.CLOSED:
             self.closed.set()
 
