@@ -6,17 +6,16 @@ and one sequence's decoding, run after run, each as ``engine/measure.py`` measur
 
 import statistics
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
 from node.errors import ExecutionError
 from node.execution.interface import DeviceReport, ServedModel
 from node.execution.loading import DeviceModels, measure_model, measure_rates
+from node.execution.residency import DEVICE_BUSY
 from node.execution.worker_process import WorkerProcess
 from protocol.units import ModelId
-
-BUSY: Final = "device_busy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +70,7 @@ async def measure_capacity(worker: Measurable, model: ServedModel, duration_s: f
                 _refuse_busy(worker)
                 runs.append((await measure_model(worker.process, model.model_id)).tokens_per_s_milli)
             except ExecutionError as exc:
-                if exc.code != BUSY or not runs:
+                if exc.code != DEVICE_BUSY or not runs:
                     raise
                 was_cut = True
                 break
@@ -98,5 +97,5 @@ def _refuse_busy(worker: Measurable) -> None:
         raise ExecutionError(
             f"{jobs} {'job is' if jobs == 1 else 'jobs are'} at work on this device: what it does alone cannot "
             "be measured now",
-            code=BUSY,
+            code=DEVICE_BUSY,
         )

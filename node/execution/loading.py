@@ -362,16 +362,27 @@ class DeviceModels:
             assert isinstance(answer, Loaded)
             self._loader.setup.metrics.model_loaded(fit.model.name, trio.current_time() - began)
             self._loader.kernels[model_id] = answer.kernels
+            try:
+                await self._measure_once(model_id)
+            except WorkerDiedError:
+                raise
+            except ExecutionError:
+                # Its memory would be in nobody's books, and a second load of it beside the first.
+                await self._ask_to_unload(model_id)
+                raise
             self._seats[model_id] = Seats(plan.slots, self._queue_counter(fit))
-            if self._loader.speed(model_id) is None:
-                speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
-                setup = self._loader.setup
-                setup.measurements.keep_tokens_per_s_milli(setup.choice.name, model_id, speed)
             # Both at once: whoever finds it loaded finds its entry.
             is_pinned = fit.model.name in config.pinned
             self._residency.add(model_id, plan.total_bytes, is_pinned=is_pinned)
             self._note(fit, plan)
         log.info("model loaded", extra={"model": fit.model.name, "device": self._loader.setup.choice.name})
+
+    async def _measure_once(self, model_id: ModelId) -> None:
+        """Measure a model that never was. Raises: ExecutionError, WorkerDiedError."""
+        if self._loader.speed(model_id) is None:
+            speed = (await measure_model(self._process, model_id)).tokens_per_s_milli
+            setup = self._loader.setup
+            setup.measurements.keep_tokens_per_s_milli(setup.choice.name, model_id, speed)
 
     def _queue_counter(self, fit: Fit) -> Callable[[float], None]:
         """Return what a job's wait for a slot is told to; items of other tasks than text share each step."""
@@ -382,11 +393,14 @@ class DeviceModels:
         with trio.CancelScope(shield=True):
             self._residency.remove(model_id)
             self._seats.pop(model_id, None)
-            with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
-                await request.send(Unload(request=request.number, model=model_id))
-                await request.receive()
+            await self._ask_to_unload(model_id)
         name = self._entries[model_id].name
         log.info("model unloaded", extra={"model": name, "device": self._loader.setup.choice.name})
+
+    async def _ask_to_unload(self, model_id: ModelId) -> None:
+        with self._process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
+            await request.send(Unload(request=request.number, model=model_id))
+            await request.receive()
 
     def _note(self, fit: Fit, plan: MemoryPlan) -> None:
         self._fits[fit.model.model_id] = fit

@@ -35,7 +35,7 @@ from node.execution.inventory import Inventory
 from node.execution.loading import DeviceModels, DeviceSetup
 from node.execution.measurements import Measurements
 from node.execution.model_fit import LocalModel
-from node.execution.residency import BUSY, MEMORY
+from node.execution.residency import MEMORY, MODEL_BUSY
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
@@ -415,7 +415,7 @@ def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:
         return next(iter(refusals.values()))
     by_code = {exc.code: exc for exc in reversed(list(refusals.values()))}
     # What passes by itself first: whoever asked may ask again.
-    code = next((it for it in (BUSY, MEMORY) if it in by_code), next(iter(by_code)))
+    code = next((it for it in (MODEL_BUSY, MEMORY) if it in by_code), next(iter(by_code)))
     reasons = "; ".join(f"{device}: {exc}" for device, exc in refusals.items())
     kind = WorkerDiedError if code == "worker_died" else ExecutionError
     return kind(f"none of {len(refusals)} devices takes the model: {reasons}", code=code)

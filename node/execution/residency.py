@@ -10,7 +10,8 @@ from typing import Final
 from node.errors import ExecutionError
 from protocol.units import ModelId
 
-BUSY: Final = "model_busy"
+MODEL_BUSY: Final = "model_busy"
+DEVICE_BUSY: Final = "device_busy"
 MEMORY: Final = "memory"
 
 
@@ -71,7 +72,7 @@ class Residency:
         """
         users = self._residents[model_id].users
         if users:
-            raise ExecutionError(f"{users} jobs use this model; unload it when they are done", code=BUSY)
+            raise ExecutionError(f"{users} jobs use this model; unload it when they are done", code=MODEL_BUSY)
         del self._residents[model_id]
 
     def begin_use(self, model_id: ModelId) -> None:
@@ -106,5 +107,7 @@ class Residency:
             chosen.append(model_id)
             free += self._residents[model_id].memory_bytes
         if free < needed_bytes:
-            raise ExecutionError("the models that are in the way have running jobs; try again soon", code=BUSY)
+            raise ExecutionError(
+                "the models that are in the way have running jobs; try again soon", code=MODEL_BUSY
+            )
         return tuple(chosen)

@@ -4,10 +4,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
 from node.config import WorkerSection
+from node.errors import ExecutionError, WorkerDiedError
 from node.execution.devices import CpuFacts, DeviceChoice, report_device
 from node.execution.frames import Load, Loaded, Measure, Measured, Ready, ToWorker, Unload, Unloaded
 from node.execution.interface import DeviceLoad
@@ -44,6 +46,8 @@ class ScriptedProcess:
 
     asked: list[str] = field(default_factory=list)
     may_answer: trio.Event = field(default_factory=trio.Event)
+    faults: dict[str, ExecutionError] = field(default_factory=dict)
+    """What a frame of this name is answered with instead."""
     number = 1
     _heard: trio.Event = field(default_factory=trio.Event)
 
@@ -68,6 +72,8 @@ class ScriptedProcess:
     async def receive(self) -> object:
         frame = self.asked[-1]
         await self.may_answer.wait()
+        if frame in self.faults:
+            raise self.faults[frame]
         return {
             Load.__name__: Loaded(request=1),
             Unload.__name__: Unloaded(request=1),
@@ -163,3 +169,28 @@ async def test_second_order_to_load_a_model_waits_until_it_was_measured(
         measured.set()
     assert device.process.asked == ["Load", "Measure"]
     assert [model.tokens_per_s_milli for model in device.models.served] == [7]
+
+
+async def test_model_that_cannot_be_measured_leaves_its_worker_and_loads_at_the_next_try(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    device = Device(models=1)
+    device.process.may_answer.set()
+    device.process.faults["Measure"] = ExecutionError("jobs use this model", code="device_busy")
+    with pytest.raises(ExecutionError, match="jobs use"):
+        await device.models.load(Model("a"))
+    assert device.process.asked == ["Load", "Measure", "Unload"]
+    assert device.models.served == () and device.models.free_bytes == EACH
+    device.process.faults.clear()
+    assert (await device.models.load(Model("a"))).tokens_per_s_milli == 7
+
+
+async def test_nothing_is_unloaded_from_a_worker_that_died_while_it_measured(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    device = Device(models=1)
+    device.process.may_answer.set()
+    device.process.faults["Measure"] = WorkerDiedError("killed", code="worker_died")
+    with pytest.raises(WorkerDiedError):
+        await device.models.load(Model("a"))
+    assert device.process.asked == ["Load", "Measure"]

@@ -51,6 +51,7 @@ from node.execution.frames import (
     Unload,
     Unloaded,
 )
+from node.execution.residency import DEVICE_BUSY, MODEL_BUSY
 from protocol import limits
 
 EXIT_FAULT: Final = 1
@@ -164,7 +165,7 @@ class Worker:
         served = self._models.get(frame.model)
         is_held = any(held.model == frame.model for held in self._held.values())
         if is_held or (served is not None and not served.idle):
-            self.link.send(Failed(request=frame.request, code="model_busy", message="jobs use this model"))
+            self.link.send(Failed(request=frame.request, code=MODEL_BUSY, message="jobs use this model"))
             return
         self._models.pop(frame.model, None)
         if isinstance(served, ServedModel):
@@ -232,16 +233,12 @@ class Worker:
 
     def _measure(self, frame: Measure) -> None:
         served = self._models.get(frame.model)
-        if served is None or not all(it.idle for it in self._models.values()):
-            # The engine asserts that it is alone: a job that came in between must not end the worker.
-            self.link.send(Failed(request=frame.request, code="device_busy", message="jobs run on this device"))
+        if served is None or not served.idle:
+            # The engine asserts that it is alone: a job that came in between must not end the worker. The jobs of
+            # other models stand still meanwhile: a model is measured when it is loaded beside them.
+            self.link.send(Failed(request=frame.request, code=DEVICE_BUSY, message="jobs use this model"))
             return
-        self.link.send(
-            Measured(
-                request=frame.request,
-                tokens_per_s_milli=served.measure(),
-            )
-        )
+        self.link.send(Measured(request=frame.request, tokens_per_s_milli=served.measure()))
 
 
 def _refused(request: int, exc: ExecutionError) -> Failed:

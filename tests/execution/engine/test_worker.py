@@ -162,6 +162,22 @@ def test_worker_answers_load_prepare_and_measure_with_their_requests(tiny_folder
     assert measured.tokens_per_s_milli > 0
 
 
+def test_worker_measures_a_model_that_is_loaded_while_another_has_a_job(tiny_folder: Path) -> None:
+    other = b"n" * 32
+    frames = [prepare(2), start(2), load(tiny_folder, request=5, model=other), Measure(request=6, model=other)]
+    link = run(tiny_folder, frames, steps=2)
+    (measured,) = [frame for frame in link.sent if isinstance(frame, Measured)]
+    assert measured.request == 6 and measured.tokens_per_s_milli > 0
+    assert link.steps() == [[(2, None)]] * 2
+
+
+def test_worker_refuses_to_measure_a_model_that_has_a_job(tiny_folder: Path) -> None:
+    link = run(tiny_folder, [prepare(2), start(2), Measure(request=6, model=MODEL)], steps=1)
+    (failed,) = [frame for frame in link.sent if isinstance(frame, Failed)]
+    assert (failed.request, failed.code) == (6, "device_busy")
+    assert link.steps() == [[(2, None)]]
+
+
 def test_worker_keeps_its_models_when_another_cannot_be_loaded(tiny_folder: Path, tmp_path: Path) -> None:
     frames = [load(tmp_path, request=5, model=b"n" * 32), prepare(2), start(2)]
     link = run(tiny_folder, frames, steps=1)
