@@ -18,7 +18,7 @@ import trio
 
 from node.api.bodies import SoukBlock
 from node.api.detached_views import GenerateAnswer, JobAnswer, JobResult
-from node.api.errors import ApiError, bad_request, to_api_error
+from node.api.errors import ApiError, to_api_error, unfit_input
 from node.api.job_specs import GenerateSpec, JobSpec, spec_field, task_of_spec
 from node.api.relay import follow_order, souk_block
 from node.api.services import Market
@@ -26,7 +26,7 @@ from node.api.task_bodies import TaskUsage
 from node.api.tasks import to_answer
 from node.config import ApiSection
 from node.errors import NodeError
-from node.market.order import Finished, JobEvent, Order, Output, PromptTooLongError
+from node.market.order import Finished, JobEvent, Order, Output, UnfitInputError
 from protocol.tasks.registry import ItemOutput
 from protocol.units import JobId
 
@@ -44,15 +44,17 @@ class DetachedJob:
     job_id: JobId
     task: str
     model: str
-    spec: JobSpec | None
-    order: Order | None
+    spec: bytes | None
+    """In JSON, for a rerun: what is counted is what is kept, here and in ``result``."""
+    work: tuple[JobSpec, Order] | None
+    """What was asked and what is ordered for it, until it is over."""
     size_bytes: int
     place: ExitStack = field(default_factory=ExitStack)
     """Frees the job's place among the requests in work."""
     key: str | None = None
     digest: bytes = b""
     result: bytes | None = None
-    """A ``JobResult`` in JSON: what is counted is what is kept."""
+    """A ``JobResult`` in JSON."""
     gone: str = ""
     was_read: bool = False
     over: trio.Event = field(default_factory=trio.Event)
@@ -65,7 +67,8 @@ class DetachedJobs:
     def __init__(self, market: Market, config: ApiSection) -> None:
         self._market, self._config = market, config
         self._jobs: dict[JobId, DetachedJob] = {}
-        """Oldest first."""
+        """Those that run or are kept, the oldest first."""
+        self._forgotten: dict[JobId, DetachedJob] = {}
         self._keys: dict[str, DetachedJob] = {}
         self._size_bytes = 0
         # As many as may have a place: there is always room in it.
@@ -100,10 +103,12 @@ class DetachedJobs:
             ApiError: 429 ``results_full``.
         """
         assert order.job_id is not None and order.job_id not in self._jobs
-        size = len(msgspec.json.encode(spec))
+        kept = msgspec.json.encode(spec)
+        # Twice until it is over: the spec for a rerun, and the order, whose text is that of ``spec``.
+        size = 2 * len(kept)
         if not self._make_room(size, jobs=1):
             raise ApiError(
-                f"the {self._kept()} detached jobs that run and their {self._size_bytes} bytes leave no room, by "
+                f"the {len(self._jobs)} detached jobs that run and their {self._size_bytes} bytes leave no room, by "
                 f"api.results_max ({self._config.results_max}) and api.results_bytes_max "
                 f"({self._config.results_bytes_max}); retry when one has ended",
                 status=429,
@@ -114,8 +119,8 @@ class DetachedJobs:
             job_id=order.job_id,
             task=task_of_spec(spec),
             model=spec.model,
-            spec=spec,
-            order=order,
+            spec=kept,
+            work=(spec, order),
             size_bytes=size,
             key=key,
             digest=digest,
@@ -129,16 +134,25 @@ class DetachedJobs:
 
     def find(self, prefix: str) -> list[DetachedJob]:
         """Return the jobs whose hex id starts so, the forgotten ones among them."""
-        return [job for job_id, job in self._jobs.items() if job_id.hex().startswith(prefix)]
+        jobs = [*self._forgotten.values(), *self._jobs.values()]
+        return [job for job in jobs if job.job_id.hex().startswith(prefix)]
 
     async def _carry_out(self, job: DetachedJob) -> None:
-        assert job.order is not None and job.spec is not None
-        collector, error = _Collector(job.spec, partial(self._grow, job)), None
+        await self._work(job)
+        with job.keeping:
+            await trio.sleep(self._config.results_keep_s)
+            self._forget(job, f"it was kept for {self._config.results_keep_s} s (api.results_keep_s)")
+
+    async def _work(self, job: DetachedJob) -> None:
+        """See one job to its end. What that takes is free when this returns: it is kept for long, and not counted."""
+        assert job.work is not None
+        spec, order = job.work
+        collector, error = _Collector(spec, partial(self._grow, job)), None
         try:
             with collector.scope:
-                await follow_order(self._market, job.order, collector)
+                await follow_order(self._market, order, collector)
         except NodeError as exc:
-            error = _told(exc, job.spec)
+            error = _told(exc, spec)
         except Exception:  # the edge of one job: a bug that it meets must not end the others
             log.exception("detached job failed", extra={"job": job.job_id.hex()})
             error = ApiError("a fault of this node; its log has it", status=500, code="internal_error")
@@ -147,18 +161,15 @@ class DetachedJobs:
         if collector.scope.cancelled_caught:
             error = self._too_large()
         self._finish(job, collector.answer, error)
-        with job.keeping:
-            await trio.sleep(self._config.results_keep_s)
-            self._forget(job, f"it was kept for {self._config.results_keep_s} s (api.results_keep_s)")
 
     def _finish(self, job: DetachedJob, answer: JobAnswer | None, error: ApiError | None) -> None:
         """Keep how a job ended. A long list of numbers grows in JSON: it may be too much only now."""
         assert job.spec is not None
-        spec_bytes, result = len(msgspec.json.encode(job.spec)), _result(job, answer, error)
+        spec_bytes, result = len(job.spec), _result(job, answer, error)
         if not self._make_room(spec_bytes + len(result) - job.size_bytes):
             result = _result(job, None, self._too_large())
         self._resize(job, spec_bytes + len(result))
-        job.result = result
+        job.work, job.result = None, result
         job.over.set()
 
     def _too_large(self) -> ApiError:
@@ -180,13 +191,12 @@ class DetachedJobs:
         self._size_bytes += size_bytes - job.size_bytes
         job.size_bytes = size_bytes
 
-    def _kept(self) -> int:
-        return sum(job.spec is not None for job in self._jobs.values())
-
     def _make_room(self, size_bytes: int, *, jobs: int = 0) -> bool:
         """Forget jobs that are over until there is room: first those that were fetched, the oldest of them."""
         config = self._config
-        while self._size_bytes + size_bytes > config.results_bytes_max or self._kept() + jobs > config.results_max:
+        while (
+            self._size_bytes + size_bytes > config.results_bytes_max or len(self._jobs) + jobs > config.results_max
+        ):
             over = [job for job in self._jobs.values() if job.result is not None]
             if not over:
                 return False
@@ -195,14 +205,14 @@ class DetachedJobs:
 
     def _forget(self, job: DetachedJob, why: str) -> None:
         self._resize(job, 0)
-        job.spec = job.order = job.result = None
+        job.spec = job.result = None
         job.gone = why
         job.keeping.cancel()
-        forgotten = [it for it in self._jobs.values() if it.spec is None]
-        for it in forgotten[:-FORGOTTEN_MAX]:
-            del self._jobs[it.job_id]
-            if it.key is not None:
-                del self._keys[it.key]
+        self._forgotten[job.job_id] = self._jobs.pop(job.job_id)
+        while len(self._forgotten) > FORGOTTEN_MAX:
+            oldest = self._forgotten.pop(next(iter(self._forgotten)))
+            if oldest.key is not None:
+                del self._keys[oldest.key]
 
 
 class _Collector:
@@ -212,14 +222,16 @@ class _Collector:
         self.answer: JobAnswer | None = None
         self.scope = trio.CancelScope()
         self._spec, self._take = spec, take
-        self._text: list[str] = []
+        # A list of tokens took 11 times what its text counts for.
+        self._text = bytearray()
         self._outputs: list[ItemOutput] = []
 
     async def tell(self, event: JobEvent) -> None:
         match event:
             case Output(result=None):
-                self._text.append(event.text)
-                self._count(len(event.text.encode()))
+                text = event.text.encode()
+                self._text += text
+                self._count(len(text))
             case Output(result=result) if result is not None:
                 self._outputs.append(result)
                 self._count(len(msgspec.msgpack.encode(result)))
@@ -240,7 +252,7 @@ class _Collector:
         spec = self._spec
         if not isinstance(spec, GenerateSpec):
             return to_answer(spec, self._outputs, usage, souk)
-        text = "".join(self._text)
+        text = self._text.decode()
         return GenerateAnswer(model=spec.model, text=text, finish_reason=event.finish, usage=usage, souk=souk)
 
 
@@ -250,8 +262,8 @@ def digest_of(*parts: bytes) -> bytes:
 
 
 def _told(exc: NodeError, spec: JobSpec) -> ApiError:
-    if isinstance(exc, PromptTooLongError):
-        return bad_request(str(exc), param=spec_field(spec), code="context_length_exceeded")
+    if isinstance(exc, UnfitInputError):
+        return unfit_input(exc, param=spec_field(spec))
     return to_api_error(exc)
 
 

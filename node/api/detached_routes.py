@@ -93,7 +93,7 @@ class DetachedRoutes:
                     code="spec_gone",
                     param="job",
                 )
-            return job.spec
+            return read_spec(job.spec)
 
         return self._start(request, digest_of(b"rerun", job_id.encode()), spec)
 
@@ -164,9 +164,12 @@ class DetachedRoutes:
         """
         prefix = request.path_params["job"]
         found = self._detached.find(read_prefix(prefix))
-        if len(found) > 1:
+        known = {it.job_id.hex() for it in found}
+        if found:
+            known |= {trace.job.job_id for trace in self._services.view.find_jobs(prefix.lower())}
+        if len(known) > 1:
             raise bad_request(
-                f"{len(found)} jobs have an id that starts with {prefix}: give more digits", param="job"
+                f"{len(known)} jobs have an id that starts with {prefix}: give more digits", param="job"
             )
         if found:
             return found[0], found[0].gone

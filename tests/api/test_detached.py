@@ -1,9 +1,12 @@
 """Detached jobs by virtual clock: how long they are kept, what is forgotten for room, and what ends them."""
 
+import gc
 import struct
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +19,14 @@ from node.api.detached_views import GenerateAnswer, JobResult
 from node.api.errors import ApiError
 from node.api.job_specs import EmbedSpec, GenerateSpec, JobSpec, spec_order
 from node.config import ApiSection
-from node.market.order import DeadlineError, NobodyWillingError, OrderCancelledError, Output, PassedOver
+from node.market.order import (
+    DeadlineError,
+    InputRefusedError,
+    NobodyWillingError,
+    OrderCancelledError,
+    Output,
+    PassedOver,
+)
 from protocol.tasks.embed import EmbedOutput
 from protocol.units import JobId
 from tests.api.fakes import ANSWERED, ASKING, CONTRACTED, FINISHED, PEER, ScriptedMarket, Step
@@ -60,8 +70,39 @@ async def test_answer_is_kept_for_its_time_and_then_forgotten(autojump_clock: Mo
         await trio.sleep(59)
         assert job.spec is not None
         await trio.sleep(2)
-        assert (job.spec, job.order, job.result, job.size_bytes) == (None, None, None, 0)
+        assert (job.spec, job.result, job.size_bytes) == (None, None, 0)
         assert "kept for 60 s" in job.gone and jobs.find(job.job_id.hex()[:4]) == [job]
+
+
+async def test_nothing_uncounted_is_held_while_a_result_is_kept(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Noted(detached._Collector):
+        def __init__(self, *args: Any) -> None:  # what its parent takes
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(detached, "_Collector", Noted)
+    async with running(results_keep_s=60) as (jobs, market):
+        job = start(jobs)
+        assert job.spec is not None and job.size_bytes == 2 * len(job.spec)
+        await job.over.wait()
+        market.orders.clear()
+        await trio.sleep(1)
+        gc.collect()
+        assert [collector() for collector in made] == [None] and job.work is None
+        assert job.spec is not None and job.result is not None
+        assert job.size_bytes == len(job.spec) + len(job.result)
+
+
+async def test_refused_input_names_the_field_it_came_in() -> None:
+    async with running(ASKING, InputRefusedError("no tokens")) as (jobs, _market):
+        job = start(jobs)
+        await job.over.wait()
+        error = result(job).error
+        assert error is not None and (error.code, error.param) == ("input_refused", "prompt")
 
 
 async def test_place_is_free_when_the_job_has_ended_and_not_before() -> None:

@@ -1,5 +1,6 @@
 """Detached jobs over HTTP: ordered, waited for, fetched, ordered again; and every way in which that is refused."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import trio
 from node.api.detached_routes import KEY_HEADER
 from node.config import ApiSection
 from node.market.order import DeadlineError
+from protocol.units import JobId
 from tests.api.fakes import (
     ANSWERED,
     ASKING,
@@ -125,6 +127,18 @@ async def test_job_is_refused_when_it_is_no_order_of_ours(
     for method, path in (("GET", "result"), ("POST", "rerun")):
         reply = await node.call(method, f"{JOBS}/{job}/{path}")
         assert (reply.status, reply.error["code"]) == (status, code)
+
+
+async def test_job_is_refused_when_its_prefix_means_one_of_the_journal_too(nursery: trio.Nursery) -> None:
+    node = await serve_node(nursery)
+    await node.call("POST", JOBS, body=SPEC)
+    node.view.records = [purchase(1)]
+    assert (await node.call("GET", f"{JOBS}/{FIRST[:4]}/result?wait_s=30")).status == 200  # the same job
+    node.view.records = [replace(purchase(1), job_id=JobId(b"\x01" * 15 + b"\x02"))]
+    for method, path in (("GET", "result"), ("POST", "rerun")):
+        reply = await node.call(method, f"{JOBS}/{FIRST[:4]}/{path}")
+        assert (reply.status, reply.error["param"]) == (400, "job") and "2 jobs" in str(reply.error["message"])
+    assert (await node.call("GET", f"{JOBS}/{FIRST}/result")).status == 200
 
 
 async def test_jobs_take_the_places_that_all_orders_share(nursery: trio.Nursery) -> None:
