@@ -108,8 +108,8 @@ class DetachedJobs:
         size = 2 * len(kept)
         if not self._make_room(size, jobs=1):
             raise ApiError(
-                f"the {len(self._jobs)} detached jobs that run and their {self._size_bytes} bytes leave no room, by "
-                f"api.results_max ({self._config.results_max}) and api.results_bytes_max "
+                f"the {len(self._jobs)} detached jobs that run and their {self._size_bytes} bytes leave no room, "
+                f"by api.results_max ({self._config.results_max}) and api.results_bytes_max "
                 f"({self._config.results_bytes_max}); retry when one has ended",
                 status=429,
                 code="results_full",
@@ -144,7 +144,7 @@ class DetachedJobs:
             self._forget(job, f"it was kept for {self._config.results_keep_s} s (api.results_keep_s)")
 
     async def _work(self, job: DetachedJob) -> None:
-        """See one job to its end. What that takes is free when this returns: it is kept for long, and not counted."""
+        """See one job to its end. What that takes, and nobody counts, is free again when this returns."""
         assert job.work is not None
         spec, order = job.work
         collector, error = _Collector(spec, partial(self._grow, job)), None
