@@ -117,3 +117,18 @@ async def run_unless_gone(receive: Receive, work: Callable[[], Awaitable[T]]) ->
         return ClientGoneError("the client left before its answer was ready")
 
     return await run_unless(gone, work, NodeError)
+
+
+async def follow_unless_gone(receive: Receive, replaced: trio.Event, work: Callable[[], Awaitable[T]]) -> T:
+    """Return what ``work`` returns, an answer without end; it ends with the token that opened it, too.
+
+    Raises:
+        ClientGoneError: the client left first, or has no token any more.
+        NodeError: from ``work``.
+    """
+
+    async def signed_out() -> ClientGoneError:
+        await replaced.wait()
+        return ClientGoneError("the token of this client was replaced")
+
+    return await run_unless(signed_out, lambda: run_unless_gone(receive, work), NodeError)

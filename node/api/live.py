@@ -13,10 +13,11 @@ import trio
 from starlette.types import Receive, Scope, Send
 
 from node.api.errors import ClientGoneError
-from node.api.intake import Readers, read_body, run_unless_gone
+from node.api.intake import Readers, follow_unless_gone, read_body
 from node.api.job_views import Finding
 from node.api.operations import Operation, Says, get
 from node.api.services import Services
+from node.api.sessions import Sessions
 from node.api.sse import EventStream, event_bytes
 from node.api.views import JobView, ModelView, StatusView, View
 from node.api.why_node import why_node
@@ -43,27 +44,28 @@ class Snapshot(View, frozen=True, kw_only=True):
     """Of the newest log line: ``/api/v1/logs`` has it."""
 
 
-def live_routes(services: Services) -> list[Operation]:
+def live_routes(services: Services, sessions: Sessions) -> list[Operation]:
     """Return the stream of snapshots."""
     about = "What the node does, once a second; nothing is replayed."
-    return [get("/api/v1/events", Events(services), Says(about=about, events=Snapshot))]
+    return [get("/api/v1/events", Events(services, sessions), Says(about=about, events=Snapshot))]
 
 
 class Events:
     """The stream, as an ASGI app."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, services: Services, sessions: Sessions) -> None:
+        self._services, self._sessions = services, sessions
         self._readers = Readers("the snapshots")
         self._making = trio.Lock()
         self._made_at = -PERIOD_S
         self._event = b""
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        replaced = self._sessions.replaced
         # Leaving is how readers end a stream.
         with suppress(ClientGoneError), self._readers.place():
             await read_body(receive)
-            await run_unless_gone(receive, lambda: self._write(EventStream(send)))
+            await follow_unless_gone(receive, replaced, lambda: self._write(EventStream(send)))
 
     async def _write(self, stream: EventStream) -> None:
         first = await self._latest()

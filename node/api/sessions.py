@@ -27,12 +27,20 @@ class Sessions:
         # The newest tabs: one that was opened before so many others has to sign in again.
         self._tokens: deque[str] = deque(maxlen=TABS_MAX)
         self._home_token = token
+        self._replaced = trio.Event()
+
+    @property
+    def replaced(self) -> trio.Event:
+        """Set once the tokens that open the API now open it no more: endless answers end with it."""
+        return self._replaced
 
     def follow(self, token: str) -> None:
         """Take ``token`` for the home's; the one before, all codes and all tabs are forgotten."""
         self._home_token = token
         self._codes.clear()
         self._tokens.clear()
+        self._replaced.set()
+        self._replaced = trio.Event()
 
     def issue_code(self) -> str:
         """Return a new code, good for one trade within ``CODE_S_MAX``; the oldest of too many is forgotten."""

@@ -1,5 +1,6 @@
 """The token, replaced while the node runs."""
 
+import pytest
 import trio
 
 from tests.api.fakes import NEW_TOKEN, TOKEN, serve_node
@@ -22,3 +23,19 @@ async def test_token_is_rotated_by_nobody_without_it(nursery: trio.Nursery) -> N
     node = await serve_node(nursery)
     assert (await node.call("POST", "/api/v1/token/rotate", authorization="")).status == 401
     assert (await node.call("GET", "/api/v1/status")).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/events", "/api/v1/jobs/events", "/api/v1/logs/events"])
+async def test_endless_answers_end_when_the_token_is_replaced(nursery: trio.Nursery, path: str) -> None:
+    node = await serve_node(nursery)
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer "
+    old = await node.open(f"{head}{TOKEN}\r\n\r\n".encode())
+    with trio.fail_after(5):
+        assert b" 200 " in await old.receive_some()
+        assert (await node.call("POST", "/api/v1/token/rotate")).status == 200
+        while await old.receive_some():
+            pass
+    new = await node.open(f"{head}{NEW_TOKEN}\r\n\r\n".encode())
+    with trio.fail_after(5):
+        assert b" 200 " in await new.receive_some()
+    await new.aclose()
