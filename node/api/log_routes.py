@@ -17,9 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from node.api.answers import json_response
 from node.api.errors import ApiError, ClientGoneError
-from node.api.intake import Readers, read_body, run_unless_gone
+from node.api.intake import Readers, follow_unless_gone, read_body
 from node.api.operations import Operation, Says, get, read_query
 from node.api.services import Services
+from node.api.sessions import Sessions
 from node.api.sse import KEEP_ALIVE, KEEP_ALIVE_S, EventStream, event_bytes
 from node.api.views import LogLine, LogsAnswer, View
 from node.logs import RING_LINES, Line
@@ -47,7 +48,7 @@ class LogsQuery(View, frozen=True, kw_only=True):
     """With this text, in whatever case."""
 
 
-def log_routes(services: Services) -> list[Operation]:
+def log_routes(services: Services, sessions: Sessions) -> list[Operation]:
     """Return the log and the stream of it."""
 
     async def logs(request: Request) -> Response:
@@ -59,7 +60,11 @@ def log_routes(services: Services) -> list[Operation]:
     about_events = "The same lines, and those that come, as events."
     return [
         get("/api/v1/logs", logs, Says(about=about_lines, query=LogsQuery, answer=LogsAnswer)),
-        get(EVENTS_PATH, LogEvents(services), Says(about=about_events, query=LogsQuery, events=LogLine)),
+        get(
+            EVENTS_PATH,
+            LogEvents(services, sessions),
+            Says(about=about_events, query=LogsQuery, events=LogLine),
+        ),
     ]
 
 
@@ -70,34 +75,36 @@ class LogReader:
         self._services, self._query = services, query
         self._seen = query.after
         self._at_ms_min = 0 if query.since_s is None else services.unix_ms() - round(query.since_s * MS_PER_S)
+        self._names: frozenset[str] | None = None
         self._level = logging.getLevelNamesMapping()[query.level.upper()]
 
     def next_lines(self) -> list[LogLine]:
-        """Return what has come since the last call and is asked for. Raises: ApiError (no such job)."""
-        names = self._names()
+        """Return what has come since the last call and is asked for. Raises: ApiError (at first: no such job)."""
+        if self._query.job is not None:
+            self._names = self._find_names(self._query.job.lower())
         new = [line for line in self._services.log_lines.newest(RING_LINES) if line.number > self._seen]
         if new:
             self._seen = new[-1].number
         return [
             LogLine(number=it.number, at_ms=it.at_ms, level=it.level, text=it.text)
             for it in new
-            if self._is_wanted(it, names)
+            if self._is_wanted(it)
         ]
 
-    def _is_wanted(self, line: Line, names: frozenset[str] | None) -> bool:
+    def _is_wanted(self, line: Line) -> bool:
         return (
             line.at_ms >= self._at_ms_min
             and logging.getLevelNamesMapping().get(line.level.upper(), self._level) >= self._level
             and self._query.grep.casefold() in line.text.casefold()
-            and (names is None or any(name in line.text for name in names))
+            and (self._names is None or any(name in line.text for name in self._names))
         )
 
-    def _names(self) -> frozenset[str] | None:
+    def _find_names(self, prefix: str) -> frozenset[str]:
         """Return how lines name the job; a contract of its may be younger than this reader."""
-        if self._query.job is None:
-            return None
-        prefix = self._query.job.lower()
         found = self._services.view.find_jobs(prefix)
+        if not found and self._names is not None:
+            # The journal has dropped the job under its reader, whose lines may still come.
+            return self._names
         if not found:
             raise ApiError(
                 f"no job among this node's newest has an id that starts with {prefix}; souk job ls has them",
@@ -114,18 +121,18 @@ class LogReader:
 class LogEvents:
     """The stream, as an ASGI app: it sleeps until a line comes."""
 
-    def __init__(self, services: Services) -> None:
-        self._services = services
+    def __init__(self, services: Services, sessions: Sessions) -> None:
+        self._services, self._sessions = services, sessions
         self._readers = Readers("the log")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        query = read_query(Request(scope), LogsQuery)
+        query, replaced = read_query(Request(scope), LogsQuery), self._sessions.replaced
         # Leaving is how readers end a stream.
         with suppress(ClientGoneError), self._readers.place():
             reader = LogReader(self._services, query)
             first = reader.next_lines()[-query.limit :]
             await read_body(receive)
-            await run_unless_gone(receive, lambda: self._write(EventStream(send), reader, first))
+            await follow_unless_gone(receive, replaced, lambda: self._write(EventStream(send), reader, first))
 
     async def _write(self, stream: EventStream, reader: LogReader, first: list[LogLine]) -> None:
         with self._bell() as next_ring:

@@ -122,6 +122,16 @@ async def test_follower_gets_what_there_is_then_what_comes_from_any_thread(node:
     await client.aclose()
 
 
+async def test_follower_of_a_job_reads_on_when_the_journal_has_dropped_it(node: Node) -> None:
+    node.view.records = [purchase(is_open=True)]
+    client = await follow(node, f"job={JOB.hex()[:8]}")
+    await read_until(client, KEEP_ALIVE)
+    node.view.records = []
+    log.info("late", extra={"job": JOB.hex()})
+    assert b"late" in await read_until(client, b"late")
+    await client.aclose()
+
+
 async def test_follower_leaves_nothing_behind_when_it_goes(node: Node) -> None:
     client = await follow(node)
     await read_until(client, KEEP_ALIVE)
