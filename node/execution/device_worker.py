@@ -223,7 +223,8 @@ class DeviceWorker:
                     if candidate.was_spare:
                         await self._catch_up(candidate)
                     await self._keep_spares(candidate, nursery)
-                self._note_death(candidate)
+                else:
+                    self._note_death(candidate)
                 # Whoever waits for this node to be up is not kept waiting by one broken device.
                 self._announce(task_status)
                 # Its imports are most of a cold start, and need nothing of what the dead one still holds.
@@ -383,11 +384,13 @@ class DeviceWorker:
         return spare
 
     async def _keep_spares(self, serving: _Candidate, nursery: trio.Nursery) -> None:
-        """Keep a spare beside a worker that serves, where one is wanted; return when that worker is dead."""
+        """Keep a spare beside a worker that serves, where one is wanted, until that one's death is noted."""
         async with trio.open_nursery() as beside:
             if self._setup.config.warm_spare:
                 beside.start_soon(self._replace_spares, nursery)
             await serving.process.wait_dead()
+            # At once: whoever waited for this worker has heard, and may ask.
+            self._note_death(serving)
             beside.cancel_scope.cancel()
 
     async def _replace_spares(self, nursery: trio.Nursery) -> None:
