@@ -172,16 +172,22 @@ class WorkerPool:
     async def load(self, model_id: ModelId) -> ServedModel:
         """See ``Executor.load``; on the first device that takes it, the one with most free memory asked first.
 
-        A model that is served somewhere is loaded there, and nowhere else.
+        A model that is served somewhere is loaded there, and nowhere else. One under which a worker dies is not
+        tried on the next device: it would take the workers of all of them along.
         """
         model = await self._stored(model_id)
         if any(model.model_id == model_id for model in self.models()):
             return await self._least_loaded(model_id).load(model)
-        alive = [worker for worker in self._workers if worker.is_alive]
+        devices = [worker for worker in self._workers if not worker.is_lost]
         refusals: dict[str, ExecutionError] = {}
-        for worker in sorted(alive, key=lambda worker: worker.free_bytes, reverse=True):
+        for worker in sorted(devices, key=lambda worker: worker.free_bytes, reverse=True):
+            if not worker.is_alive:
+                refusals[worker.choice.name] = WorkerDiedError("its worker is being restarted", code="worker_died")
+                continue
             try:
                 return await worker.load(model)
+            except WorkerDiedError:
+                raise
             except ExecutionError as exc:
                 refusals[worker.choice.name] = exc
             except ModelError as exc:
@@ -415,7 +421,7 @@ def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:
         return next(iter(refusals.values()))
     by_code = {exc.code: exc for exc in reversed(list(refusals.values()))}
     # What passes by itself first: whoever asked may ask again.
-    code = next((it for it in (MODEL_BUSY, MEMORY) if it in by_code), next(iter(by_code)))
+    code = next((it for it in (MODEL_BUSY, "worker_died", MEMORY) if it in by_code), next(iter(by_code)))
     reasons = "; ".join(f"{device}: {exc}" for device, exc in refusals.items())
     kind = WorkerDiedError if code == "worker_died" else ExecutionError
     return kind(f"none of {len(refusals)} devices takes the model: {reasons}", code=code)

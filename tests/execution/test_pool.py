@@ -28,14 +28,16 @@ class Store:
 class FakeDevice:
     """A device whose worker takes a model, or says why not."""
 
-    is_alive = True
+    is_alive, is_lost = True, False
 
     def __init__(self, name: str, free_bytes: int, refusal: Exception | None = None) -> None:
         self.choice = SimpleNamespace(name=name)
+        self.asked = 0
         self.free_bytes, self._refusal = free_bytes, refusal
         self.served: tuple[Any, ...] = ()  # Any: a model with nothing but its id
 
     async def load(self, model: Model) -> str:
+        self.asked += 1
         if self._refusal is not None:
             raise self._refusal
         return self.choice.name
@@ -65,9 +67,41 @@ async def test_model_goes_to_the_device_with_most_free_memory(pool_of: Callable[
 
 
 async def test_model_goes_to_the_next_device_when_one_does_not_take_it(pool_of: Callable[..., Any]) -> None:
-    for refusal in (ExecutionError("pinned", code="memory"), WorkerDiedError("gone", code="worker_died")):
+    for refusal in (ExecutionError("pinned", code="memory"), ModelError("no fp16 here")):
         pool = pool_of(FakeDevice("cuda:0", 1), FakeDevice("cuda:1", 3, refusal), FakeDevice("cuda:2", 2))
         assert await pool.load(MODEL.model_id) == "cuda:2"
+
+
+class DeadDevice(FakeDevice):
+    """Its worker is being restarted."""
+
+    is_alive = False
+
+
+async def test_model_that_kills_a_worker_is_tried_on_no_other_device(pool_of: Callable[..., Any]) -> None:
+    killed = FakeDevice("cuda:1", 3, WorkerDiedError("killed", code="worker_died"))
+    others = [FakeDevice("cuda:0", 1), FakeDevice("cuda:2", 2)]
+    with pytest.raises(WorkerDiedError, match="killed"):
+        await pool_of(killed, *others).load(MODEL.model_id)
+    assert [device.asked for device in others] == [0, 0]
+
+
+async def test_model_goes_to_the_next_device_when_one_was_dead_before(pool_of: Callable[..., Any]) -> None:
+    dead = DeadDevice("cuda:1", 3)
+    assert await pool_of(FakeDevice("cuda:0", 1), dead).load(MODEL.model_id) == "cuda:0"
+    assert dead.asked == 0
+
+
+async def test_error_names_the_device_that_is_being_restarted_when_the_others_are_full(
+    pool_of: Callable[..., Any],
+) -> None:
+    full, lost = FakeDevice("cuda:0", 2, ExecutionError("8 bytes free", code="memory")), DeadDevice("cuda:2", 1)
+    lost.is_lost = True
+    with pytest.raises(WorkerDiedError) as failed:
+        await pool_of(full, DeadDevice("cuda:1", 0), lost).load(MODEL.model_id)
+    assert str(failed.value) == (
+        "none of 2 devices takes the model: cuda:0: 8 bytes free; cuda:1: its worker is being restarted"
+    )
 
 
 async def test_error_has_each_devices_reason_when_none_takes_the_model(pool_of: Callable[..., Any]) -> None:
@@ -85,9 +119,8 @@ async def test_error_has_each_devices_reason_when_none_takes_the_model(pool_of: 
     assert alone.value.code == "load"
 
 
-async def test_error_says_that_workers_died_when_that_is_all_there_was(pool_of: Callable[..., Any]) -> None:
-    gone = [FakeDevice(f"cuda:{i}", i, WorkerDiedError("gone", code="worker_died")) for i in (0, 1)]
-    for devices in (gone, []):
+async def test_error_says_that_workers_died_when_no_device_has_one(pool_of: Callable[..., Any]) -> None:
+    for devices in ([DeadDevice("cuda:0", 0), DeadDevice("cuda:1", 0)], []):
         with pytest.raises(WorkerDiedError):
             await pool_of(*devices).load(MODEL.model_id)
 
