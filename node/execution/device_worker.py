@@ -387,16 +387,17 @@ class DeviceWorker:
         """Keep a spare beside a worker that serves, where one is wanted, until that one's death is noted."""
         async with trio.open_nursery() as beside:
             if self._setup.config.warm_spare:
-                beside.start_soon(self._replace_spares, nursery)
+                beside.start_soon(self._replace_spares, serving, nursery)
             await serving.process.wait_dead()
             # At once: whoever waited for this worker has heard, and may ask.
             self._note_death(serving)
             beside.cancel_scope.cancel()
 
-    async def _replace_spares(self, nursery: trio.Nursery) -> None:
+    async def _replace_spares(self, serving: _Candidate, nursery: trio.Nursery) -> None:
         """Start a spare, and another one after each that dies by itself: later and later, and never often."""
         rules, dead_in_a_row = self._setup.rules, 0
-        while True:
+        # Beside one that is dying it would take the device before that lets go of it.
+        while serving.process.death is None:
             born_at = trio.current_time()
             spare = self._spare = self._start(nursery, is_held=not self._fits_twice())
             spare.was_spare = True
@@ -406,8 +407,10 @@ class DeviceWorker:
             has_lived = trio.current_time() - born_at >= rules.quarantine.window_s
             dead_in_a_row = 1 if has_lived else dead_in_a_row + 1
             pause_s = rules.spare_pauses_s[min(dead_in_a_row, len(rules.spare_pauses_s)) - 1]
-            cause = spare.fault or str(spare.process.death)
-            extra = {"device": self._setup.choice.name, "cause": cause, "restart_in_s": pause_s}
+            death, device = spare.process.death, self._setup.choice.name
+            assert death is not None
+            self._setup.metrics.worker_died(device, death.code)
+            extra = {"device": device, "cause": spare.fault or str(death), "restart_in_s": pause_s}
             log.warning("spare died", extra=extra)
             self._changes.announce()
             await trio.sleep(pause_s)

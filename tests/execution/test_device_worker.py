@@ -1,6 +1,6 @@
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,10 @@ from node.execution.spawn import WorkerLimits
 from node.execution.watchdog import resident_bytes
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
+from tests.execution.test_capacity import REPORT
+from tests.test_metrics import samples
+
+MEMORY_FREE_BYTES = 1 << 20
 
 
 @dataclass(eq=False)
@@ -36,6 +40,10 @@ class FakeProcess:
     fault: ExecutionError | None = None
     asked: list[ToWorker] = field(default_factory=list)
     over: trio.Event = field(default_factory=trio.Event)
+    lingers: bool = False
+    """Its process lives on after its death, until a test sets ``over``."""
+    memory_bytes_max: int | None = None
+    """What it was woken with."""
     _woken: trio.Event = field(default_factory=trio.Event)
     _dead: trio.Event = field(default_factory=trio.Event)
 
@@ -48,7 +56,8 @@ class FakeProcess:
             await self._dead.wait()
         finally:
             self.die()
-            self.over.set()
+            if not self.lingers:
+                self.over.set()
         raise WorkerDiedError("died", code="worker_died")
 
     def die(self) -> None:
@@ -56,6 +65,7 @@ class FakeProcess:
         self._dead.set()
 
     def wake(self, *, memory_bytes_max: int | None) -> None:
+        self.memory_bytes_max = memory_bytes_max
         self._woken.set()
 
     @property
@@ -102,14 +112,14 @@ class Bench:
         self.born: list[FakeProcess] = []
         self.fault: ExecutionError | None = None
         """Of every worker that is born from now on."""
-        cpu = CpuFacts(name="cpu", memory_total_bytes=1 << 50, memory_free_bytes=1 << 20)
+        cpu = CpuFacts(name="cpu", memory_total_bytes=1 << 50, memory_free_bytes=MEMORY_FREE_BYTES)
         monkeypatch.setattr("node.execution.device_worker.read_cpu", lambda: cpu)
         monkeypatch.setattr("node.execution.device_worker.WorkerProcess", self._bear)
         self.worker = DeviceWorker(device_setup(warm_spare=warm_spare, rules=rules), Changes())
-        models: Any = SimpleNamespace(served=(), report=None)  # Any: stands for DeviceModels
+        self.models: Any = SimpleNamespace(served=(), report=None)  # Any: stands for DeviceModels
 
         async def load_all(process: object, ready: Ready) -> object:
-            return models
+            return self.models
 
         self.worker._loader.load_all = load_all  # type: ignore[method-assign, assignment]  # nothing to load
 
@@ -162,6 +172,7 @@ async def test_spare_that_dies_by_itself_is_replaced_later_and_later(
     told = [record.__dict__ for record in caplog.records if record.message == "spare died"]
     assert [record["restart_in_s"] for record in told] == [1.0, 10.0, 10.0, 1.0]
     assert all(record["cause"] == "died" and record["device"] == "cpu" for record in told)
+    assert samples(worker._setup.metrics)["souk_worker_restarts_total", ("cpu", "worker_died")] == 4
 
 
 async def test_no_spare_is_started_beside_a_worker_that_is_dead(
@@ -176,6 +187,42 @@ async def test_no_spare_is_started_beside_a_worker_that_is_dead(
     await trio.sleep(20)
     # The next worker and its own spare, and no third one from the pause that was going on.
     assert len(bench.born) == 4 and worker.state().life == "serving"
+
+
+async def test_no_spare_is_started_beside_a_worker_that_dies_before_its_spare_is_born(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(monkeypatch, warm_spare=True, rules=WorkerRules())
+    # Of a device that holds its models twice: a spare would not wait.
+    bench.models.report = replace(REPORT, memory_total_bytes=1 << 50, memory_free_bytes=1 << 50)
+
+    def die_when_serving() -> None:
+        if len(bench.born) == 1 and bench.worker.is_alive:
+            bench.born[0].die()
+
+    monkeypatch.setattr(bench.worker._changes, "announce", die_when_serving)
+    await bench.start(nursery)
+    dead, next_one = bench.born[:2]
+    assert dead.death is not None and next_one.limits.is_held
+
+
+async def test_next_worker_is_woken_once_no_process_is_left_of_the_last_one(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = WorkerRules(quarantine=QuarantineRules(restart_s=(0.0,)))
+    bench = Bench(monkeypatch, warm_spare=False, rules=rules)
+    worker = await bench.start(nursery)
+    first = bench.born[0]
+    first.lingers = True
+    first.die()
+    await trio.sleep(60)
+    second = bench.born[1]
+    assert second.is_held and second.memory_bytes_max is None
+    assert worker.state().life == "restarting"
+    first.over.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not second.is_held and second.memory_bytes_max == MEMORY_FREE_BYTES
+    assert worker.state().life == "serving"
 
 
 async def test_next_worker_is_born_when_one_dies_and_waits_for_its_turn(
