@@ -11,67 +11,41 @@ import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 from trio import TaskStatus
 
-from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
+from node.errors import ExecutionError, WorkerDiedError
+from node.execution.answers import ANSWERS, Answer, Event, error_of, take_frames, to_piece
 from node.execution.frames import (
-    LENGTH_BYTES,
     Cancel,
     DeviceMeasured,
     Failed,
     Fault,
     FromWorker,
-    Load,
     Loaded,
-    Measure,
     Measured,
-    MeasureDevice,
     Prepare,
     Prepared,
     PrepareItems,
-    Probe,
     Probed,
     Ready,
-    Score,
     Scored,
     Setup,
     Start,
     Step,
-    StepPiece,
     ToWorker,
-    Unload,
     Unloaded,
-    decode_from_worker,
     encode_frame,
-    frame_length,
 )
 from node.execution.interface import Piece
 from node.execution.jail import Jail
 from node.execution.spawn import COMMAND, WorkerLimits, say_status, spawn, wait_end
 from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_bytes
-from protocol.errors import RemoteProtocolError
-from protocol.task import GenerateOutput
-from protocol.tasks.registry import decode_task_output_untrusted
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = Loaded | Unloaded | Prepared | DeviceMeasured | Probed | Measured | Scored
-Event: TypeAlias = Answer | Piece | ExecutionError
-
-_ANSWERS: Final[dict[type[ToWorker], type[Answer | Piece]]] = {
-    Load: Loaded,
-    Unload: Unloaded,
-    Prepare: Prepared,
-    PrepareItems: Prepared,
-    Start: Piece,
-    MeasureDevice: DeviceMeasured,
-    Probe: Probed,
-    Measure: Measured,
-    Score: Scored,
-}
 # Three frames per job; what does not fit waits, and a worker that reads nothing is found by its silence.
 _OUTBOX_FRAMES: Final = 1024
 # Its socket closes a moment before a process ends; killed in between, it could not tell why it did.
@@ -79,7 +53,6 @@ _EXIT_S: Final = 0.5
 # A process that held much memory may take seconds to go; its jobs do not wait for that.
 _TOLD_S: Final = 0.3
 _READ_BYTES: Final = 1 << 16
-_REFUSALS: Final = ("model_unknown", "context_exceeded", "input")
 _NO_LIMITS: Final = WorkerLimits(jail=Jail(mode="off"))
 
 
@@ -298,7 +271,7 @@ class WorkerProcess:
                 return _Cause("worker_died", "the worker ended")
             buffer += data
             try:
-                for frame in _take_frames(buffer):
+                for frame in take_frames(buffer):
                     if isinstance(frame, Fault):
                         return _Cause(frame.code, frame.message)
                     if isinstance(frame, Ready) and self._ready is None:
@@ -348,13 +321,13 @@ class WorkerProcess:
                 self._patience.stepped(now)
                 for piece in pieces:
                     self._patience.began(piece.request)
-                    self._deliver_event(piece.request, _to_piece(piece))
+                    self._deliver_event(piece.request, to_piece(piece))
                     if piece.finish is not None:
                         self._patience.over(piece.request)
             case Failed(request=request):
                 self._patience.failed(request, now)
                 self._patience.over(request)
-                self._deliver_event(request, _error_of(frame))
+                self._deliver_event(request, error_of(frame))
             case Prepared(request=request):
                 self._patience.read(request, now)
                 self._deliver_event(request, frame)
@@ -385,7 +358,7 @@ class WorkerProcess:
         """Count what a frame asks for among what the worker owes."""
         if isinstance(frame, Setup | Cancel) or frame.request not in self._events:
             return
-        self._expected[frame.request] = _ANSWERS[type(frame)]
+        self._expected[frame.request] = ANSWERS[type(frame)]
         phase: Phase = "reading" if isinstance(frame, Prepare | PrepareItems) else "task"
         if isinstance(frame, Start):
             phase = "prompt"
@@ -460,41 +433,3 @@ class Request:
         if not isinstance(event, Prepared) and not (isinstance(event, Piece) and event.finish is None):
             self._finished = True
         return event
-
-
-def _to_piece(piece: StepPiece) -> Piece:
-    """Return what one step gave one job; ``ValueError`` when a result is none of its task."""
-    if not piece.result:
-        return Piece(tokens=piece.tokens, text=piece.text, finish=piece.finish, fingerprint=piece.fingerprint)
-    try:
-        output = decode_task_output_untrusted(piece.task, piece.result)
-    except RemoteProtocolError as exc:
-        raise ValueError(str(exc)) from exc
-    if isinstance(output, GenerateOutput):
-        raise ValueError("text came as a result")
-    return Piece(finish=output.finish, result=output)
-
-
-def _error_of(failed: Failed) -> ExecutionError:
-    if failed.code not in _REFUSALS:
-        return ExecutionError(failed.message, code=failed.code)
-    return JobRefusedError(
-        failed.message,
-        code=failed.code,
-        tokens_out_max=failed.tokens_out_max,
-        tokens_in_max=failed.tokens_in_max,
-    )
-
-
-def _take_frames(buffer: bytearray) -> list[FromWorker]:
-    """Cut whole frames off the front of ``buffer``; ``ValueError`` when it holds something else."""
-    frames, at = [], 0
-    while len(buffer) - at >= LENGTH_BYTES:
-        length = frame_length(bytes(buffer[at : at + LENGTH_BYTES]))
-        end = at + LENGTH_BYTES + length
-        if len(buffer) < end:
-            break
-        frames.append(decode_from_worker(bytes(buffer[at + LENGTH_BYTES : end])))
-        at = end
-    del buffer[:at]
-    return frames
