@@ -13,7 +13,7 @@ import msgspec
 import trio
 from msgspec import Meta
 
-from node.durable import replace_file
+from node.durable import NotSyncedError, replace_file
 from node.errors import NodeError
 from protocol.errors import RemoteProtocolError
 from protocol.identity import peer_id_from_text_untrusted, peer_id_to_text
@@ -27,7 +27,7 @@ _FILE_BYTES_MAX: Final = 8 << 20
 
 
 class BanListError(NodeError):
-    """The list cannot be read or written, or is full; nothing about it has changed."""
+    """The list cannot be read or written, or is full; nothing about it has changed, unless the message says so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +58,8 @@ class BanList:
         self._path = path
         self._bans: dict[PeerId, Ban] = {}
         self._writing = trio.Lock()
+        # Its own: the threads that others wait for are not to be had when a disk hangs.
+        self._thread = trio.CapacityLimiter(1)
 
     def read(self) -> None:
         """Take over what the file says; a missing one bans nobody. Blocks.
@@ -97,7 +99,7 @@ class BanList:
     async def add(self, ban: Ban) -> None:
         """Ban a peer; a second ban of one peer replaces the first. On disk when this returns.
 
-        Raises: BanListError (nothing has changed).
+        Raises: BanListError (nothing has changed, or only the disk did not confirm it).
         """
         if len(ban.reason) > REASON_CHARS_MAX:
             raise BanListError(f"a reason has at most {REASON_CHARS_MAX} characters, this one {len(ban.reason)}")
@@ -108,7 +110,7 @@ class BanList:
             await self._write(after)
 
     async def remove(self, peer_id: PeerId) -> bool:
-        """Lift a ban and return whether there was one. Raises: BanListError (nothing has changed)."""
+        """Lift a ban and return whether there was one. Raises: BanListError (as for ``add``)."""
         async with self._writing:
             if peer_id not in self._bans:
                 return False
@@ -124,7 +126,13 @@ class BanList:
             ]
             data = msgspec.json.format(msgspec.json.encode(_File(version=1, bans=lines)), indent=2)
             # Not left when it is cancelled: what the disk has and what is followed must not differ.
-            await trio.to_thread.run_sync(_replace, self._path, data + b"\n")
+            try:
+                await trio.to_thread.run_sync(_replace, self._path, data + b"\n", limiter=self._thread)
+            except NotSyncedError as exc:
+                self._bans = after
+                raise BanListError(
+                    f"it is done, and in {self._path}, but a power cut may undo it: {exc.strerror}"
+                ) from exc
         self._bans = after
 
 
@@ -138,8 +146,10 @@ def _open_nofollow(path: str, flags: int) -> int:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Raises: BanListError."""
+    """Raises: BanListError, NotSyncedError."""
     try:
         replace_file(path, data)
+    except NotSyncedError:
+        raise
     except OSError as exc:
         raise BanListError(f"{path} cannot be written: {exc.strerror}; nothing has changed") from exc

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from node.durable import replace_file
+from node.durable import NotSyncedError, replace_file
 from node.errors import AlreadyRunningError, NodeError
 
 
@@ -244,5 +244,10 @@ def _write_private(path: Path, text: str) -> None:
     """Replace a file by rename: a reader sees the old text or the new one, and nobody else's."""
     try:
         replace_file(path, text.encode())
+    except NotSyncedError as exc:
+        import logging  # as ``secrets`` above
+
+        # It is what all commands read from now on: who followed the old text would be alone with it.
+        logging.getLogger(__name__).warning("file not synced", extra={"file": str(path), "cause": exc.strerror})
     except OSError as exc:
         raise HomeError(f"{path} cannot be written: {exc.strerror}") from exc

@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
+from node import durable
 from node.bans import BANS_MAX, REASON_CHARS_MAX, Ban, BanList, BanListError
 from protocol.identity import peer_id_to_text
 from protocol.units import PeerId, UnixMs
@@ -80,6 +82,19 @@ async def test_nothing_changes_when_the_disk_refuses(tmp_path: Path) -> None:
     with pytest.raises(BanListError, match="nothing has changed"):
         await bans.remove(ONE)
     assert bans.all() == (ban(ONE),)
+
+
+async def test_ban_is_followed_and_told_so_when_only_its_folder_is_not_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_synced(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    bans = BanList(tmp_path / "bans.json")
+    monkeypatch.setattr(durable, "sync_folder", not_synced)
+    with pytest.raises(BanListError, match="it is done, .* a power cut may undo it"):
+        await bans.add(ban(ONE))
+    assert bans.all() == read(tmp_path / "bans.json").all() == (ban(ONE),)
 
 
 async def test_list_is_bounded() -> None:

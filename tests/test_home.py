@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from node import durable
 from node.errors import AlreadyRunningError
 from node.home import ApiInfo, Home, HomeError, find_home
 
@@ -81,6 +83,15 @@ def test_token_is_another_and_private_when_rotated(home: Home) -> None:
     after = home.rotate_token()
     assert after != before and home.read_token() == home.ensure_token() == after
     assert home.token_path.stat().st_mode & 0o777 == 0o600
+
+
+def test_new_token_is_told_when_only_the_folder_is_not_synced(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_synced(_folder: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    before = home.rotate_token()
+    monkeypatch.setattr(durable, "sync_folder", not_synced)
+    assert home.rotate_token() == home.read_token() != before
 
 
 def test_token_is_refused_when_others_may_read_it(home: Home) -> None:

@@ -11,7 +11,7 @@ from typing import Final, Protocol, TypeVar
 import trio
 from outcome import Outcome
 
-from node.durable import sync
+from node.durable import sync_folder
 
 BUSY_WAIT_S: Final = 5.0
 
@@ -47,7 +47,7 @@ class FileDisk:
             db.execute("PRAGMA synchronous=FULL")
             if is_new:
                 # The name itself has to survive a power cut, too.
-                sync(self._path.parent)
+                sync_folder(self._path.parent)
         except BaseException:
             db.close()
             raise

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from node.durable import sync
+from node.durable import sync, sync_folder
 from node.errors import LedgerError
 from protocol.envelope import Envelope, network_of_untrusted
 from protocol.equivocation import SLOT_FIELDS, slot_of
@@ -181,7 +181,7 @@ def back_up(db: sqlite3.Connection, target: Path) -> None:
             copy.execute("PRAGMA journal_mode=DELETE")
         sync(unfinished)
         unfinished.rename(target)
-        sync(target.parent)
+        sync_folder(target.parent)
     except (OSError, sqlite3.Error) as exc:
         unfinished.unlink(missing_ok=True)
         raise LedgerError(f"{target}: the backup copy cannot be written: {exc}; nothing was changed") from exc

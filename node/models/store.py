@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from node.durable import USUAL, replace_file, sync
+from node.durable import USUAL, replace_file, sync_folder
 from node.errors import ModelError
 from node.models.eviction import Candidate, Decision, freed_bytes, plan_eviction
 from node.models.gguf_check import check_gguf
@@ -268,7 +268,7 @@ class ModelStore:
         _make_read_only(incoming)
         self._carry_out(self.plan_room(manifest.size_bytes))
         os.rename(incoming, folder)
-        sync(self.root)
+        sync_folder(self.root)
         model = open_model(folder)
         log.info("model imported", extra={"model": name, "model_id": model.model_id.hex()})
         return model
@@ -316,4 +316,4 @@ def _make_read_only(folder: Path) -> None:
             # A mapped file that someone edits would change a model while it answers.
             path.chmod(0o444)
     folder.chmod(0o755)
-    sync(folder)
+    sync_folder(folder)
