@@ -1,6 +1,7 @@
 """``completion``: the script that makes a shell complete souk's verbs, options and models."""
 
 import contextlib
+import re
 from typing import Final
 
 import click
@@ -14,6 +15,8 @@ SHELLS: Final = ("bash", "zsh", "fish")
 VARIABLE: Final = "_SOUK_COMPLETE"
 COMPLETION_S: Final = 1.0
 """A <TAB> waits no longer for a daemon."""
+_BARE_WORD: Final = re.compile(r"[A-Za-z0-9._-]+")
+"""What means itself on a prompt: scripts of shells put it there unquoted, and strangers choose names."""
 
 
 @click.command(cls=SoukCommand)
@@ -59,9 +62,9 @@ def complete_job(ctx: click.Context, _param: click.Parameter, incomplete: str) -
 
 
 def complete_peer(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
-    """Return the ids and names of peers that begin so, for ``shell_complete``."""
+    """Return the ids of peers, and names that no shell takes for more, that begin so, for ``shell_complete``."""
     with contextlib.suppress(CliError, OSError):
         peers = find_daemon(ctx.ensure_object(Globals)).get("/api/v1/peers", wait_s=COMPLETION_S)["peers"]
         words = [word for peer in peers for word in (peer.get("name"), peer["peer_id"]) if word]
-        return [word for word in words if word.startswith(incomplete)]
+        return [word for word in words if word.startswith(incomplete) and _BARE_WORD.fullmatch(word)]
     return []

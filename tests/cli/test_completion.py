@@ -37,6 +37,12 @@ def test_models_jobs_and_peers_are_completed_from_the_daemon(daemon: FakeDaemon)
     assert complete("peers", "ban", "gpu") == ["gpu-1", "gpu-x"]
 
 
+@pytest.mark.parametrize("name", ["x$(id>&2)", "x;id", "x\nplain,forged", "x y", "x`id`", "x'", "x/..", "xé"])
+def test_names_that_a_shell_would_read_are_not_completed(daemon: FakeDaemon, name: str) -> None:
+    daemon.answer("GET /api/v1/peers", {"peers": [{"name": name, "peer_id": "12D3"}]})
+    assert complete("peers", "ban", "") == ["12D3"]
+
+
 def test_completion_asks_the_daemon_that_the_words_before_name(daemon: FakeDaemon, tmp_path: Path) -> None:
     daemon.answer("GET /api/v1/models", {"models": [{"name": "smol"}]})
     assert complete("--home", str(tmp_path / "other"), "run", "") == []
