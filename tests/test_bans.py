@@ -92,7 +92,7 @@ async def test_ban_is_followed_and_told_so_when_only_its_folder_is_not_synced(
 
     bans = BanList(tmp_path / "bans.json")
     monkeypatch.setattr(durable, "sync_folder", not_synced)
-    with pytest.raises(BanListError, match="it is done, .* a power cut may undo it"):
+    with pytest.raises(BanListError, match=r"it is done, .* a power cut may undo it"):
         await bans.add(ban(ONE))
     assert bans.all() == read(tmp_path / "bans.json").all() == (ban(ONE),)
 

@@ -87,7 +87,7 @@ def test_file_that_stands_is_told_apart_when_the_disk_did_not_confirm_its_name(
     write: Callable[[Path, bytes], None], path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refuse_folders(errno.EIO, monkeypatch)
-    with pytest.raises(NotSyncedError, match="the new file is there, but .*Input/output error") as told:
+    with pytest.raises(NotSyncedError, match=r"the new file is there, but .*Input/output error") as told:
         write(path, b"new")
     assert path.read_bytes() == b"new" and told.value.filename == str(path)
 
