@@ -103,12 +103,15 @@ class Classifier:
         assert isinstance(task_input, ClassifyInput)
         return task_input.units_in_max, [ImageItem(image=it, top=task_input.top) for it in task_input.images]
 
-    def compute(self, items: Sequence[Item]) -> list[ItemOutput]:
+    def compute(self, items: Sequence[Item]) -> list[ItemOutput | None]:
         """See ``items.Network``."""
         images = [item for item in items if isinstance(item, ImageItem)]
         pixels = torch.stack([self._pixels(item.image) for item in images])
-        chances = self._logits(pixels).softmax(dim=-1).nan_to_num().cpu()
-        return [self._output(row, item.top) for row, item in zip(chances, images, strict=True)]
+        chances = self._logits(pixels).softmax(dim=-1).cpu()
+        return [
+            self._output(row, item.top) if row.isfinite().all() else None
+            for row, item in zip(chances, images, strict=True)
+        ]
 
     def forward(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``items.Network``."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
 from torch import Tensor
 
-from node.execution.engine.fingerprint import Fingerprinter, distance, marks
+from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS, Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama
 from node.execution.engine.sampling import gumbel_noise
 from node.execution.memory_plan import SCORE_ROWS
@@ -113,6 +113,7 @@ class Scoring:
     _margins: list[float] = field(default_factory=list)
     _logprobs: list[float] = field(default_factory=list)
     _hidden: list[Tensor] = field(default_factory=list)
+    """States of the claimed fingerprint's tokens, of which a long answer has more."""
     _fingerprinter: Fingerprinter = field(default_factory=Fingerprinter)
 
     @property
@@ -135,8 +136,9 @@ class Scoring:
     def _judge(self, hidden: Tensor, first: int) -> None:
         task, predicting = self.task, hidden[first:]
         self._fingerprinter.add(marks(predicting))
-        if task.fingerprint:
-            self._hidden.append(predicting)
+        compared = len(task.fingerprint) // GROUP_BYTES * GROUP_TOKENS
+        if (missing := compared - sum(map(len, self._hidden))) > 0:
+            self._hidden.append(predicting[:missing])
         for start in range(first, len(hidden), SCORE_ROWS):
             end, at = min(start + SCORE_ROWS, len(hidden)), len(self._margins)
             claimed = task.answer[at : at + end - start]

@@ -72,7 +72,7 @@ class VoiceDetector:
         state = AudioState(*(torch.zeros(1, _STATE, device=self._device) for _ in range(2)))
         return count, [AudioItem(windows=part, state=state) for part in torch.split(windows, WINDOWS_PER_STEP)]
 
-    def compute(self, items: Sequence[Item]) -> list[ItemOutput]:
+    def compute(self, items: Sequence[Item]) -> list[ItemOutput | None]:
         """See ``items.Network``."""
         return [self._detect(item) for item in items if isinstance(item, AudioItem)]
 
@@ -99,14 +99,16 @@ class VoiceDetector:
         """See ``items.Network``."""
         return self.items(VadInput(samples=bytes(SAMPLE_BYTES * WINDOW_SAMPLES * WINDOWS_PER_STEP)))
 
-    def _detect(self, item: AudioItem) -> VadOutput:
+    def _detect(self, item: AudioItem) -> VadOutput | None:
         # All windows at once up to the cell; then one after the other.
         features = self._features(item.windows.to(self._device))
         states = []
         for row in features:
             item.state.h, item.state.c = self._carry(row[None], item.state)
             states.append(item.state.h)
-        chances = self._chances(torch.cat(states)).nan_to_num().cpu()
+        chances = self._chances(torch.cat(states)).cpu()
+        if not chances.isfinite().all():
+            return None
         return VadOutput(speech_milli=tuple(round(chance * 1000) for chance in chances.tolist()))
 
     def _features(self, windows: Tensor) -> Tensor:

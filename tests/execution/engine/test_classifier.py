@@ -107,6 +107,13 @@ def test_classes_come_likeliest_first_and_do_not_depend_on_the_batch(classifier:
         assert [it.index for it in alone.classes] == [it.index for it in output.classes]
 
 
+def test_image_has_no_result_when_a_weight_is_damaged(folder: Path) -> None:
+    save_file(weights() | {"_fc.bias": torch.full((CLASSES,), float("inf"))}, str(folder / "model.safetensors"))
+    damaged = load_classifier(folder, torch.device("cpu"))
+    _, items = damaged.items(ClassifyInput(images=(image(40, 40), image(50, 40)), top=2))
+    assert damaged.compute(items) == [None, None]
+
+
 def test_more_classes_than_the_model_has_are_not_made_up(classifier: Classifier) -> None:
     _, items = classifier.items(ClassifyInput(images=(image(32, 32),), top=64))
     (output,) = classifier.compute(items)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from node.execution.engine.engine import Engine
-from node.execution.engine.fingerprint import GROUP_BYTES, Fingerprinter, distance, marks
+from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS, Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import (
@@ -147,6 +147,18 @@ def test_fingerprint_is_the_same_whatever_the_pieces_and_far_from_other_weights(
     other_folder = write_tiny_model(tmp_path, seed=2)
     other = load_llama(other_folder, read_shape(other_folder), device=CPU, dtype=torch.float32)
     assert min(score(other, claimed).distances) > 0.5
+
+
+@pytest.mark.parametrize("piece", [9, 1000])
+def test_check_keeps_states_of_no_more_tokens_than_were_claimed(tiny: Llama, piece: int) -> None:
+    answer = generate(tiny, Sampling(), count=70)
+    claimed = score(tiny, task(answer, Sampling())).fingerprint[:GROUP_BYTES]
+    check = scoring(tiny, task(answer, Sampling(), fingerprint=claimed))
+    while not check.done:
+        check.advance(piece)
+    assert sum(len(it) for it in check._hidden) == GROUP_TOKENS
+    (found,) = check.verdict().distances
+    assert found < 0.01
 
 
 def test_fingerprint_is_of_whole_groups_of_the_beginning() -> None:

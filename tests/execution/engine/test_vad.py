@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from node.errors import JobRefusedError, ModelError
 from node.execution.engine.vad import WINDOWS_PER_STEP, VoiceDetector, load_voice_detector
@@ -65,6 +65,15 @@ def test_long_audio_comes_in_parts_that_carry_on(detector: VoiceDetector) -> Non
     assert len(milli(detector, long)) == units
     # The beginning of a longer recording is judged as it is alone.
     assert milli(detector, sound(WINDOWS_PER_STEP)) == milli(detector, long)[:WINDOWS_PER_STEP]
+
+
+def test_audio_has_no_result_when_the_weights_are_damaged(folder: Path) -> None:
+    damaged = load_file(folder / "model.safetensors")
+    damaged["final_conv.bias"][0] = float("nan")
+    save_file(damaged, str(folder / "model.safetensors"))
+    detector = load_voice_detector(folder, torch.device("cpu"))
+    _, items = detector.items(sound(2))
+    assert detector.compute(items) == [None]
 
 
 def test_bare_network_gives_what_the_task_gives_window_by_window(detector: VoiceDetector) -> None:
