@@ -27,7 +27,11 @@ _FILE_BYTES_MAX: Final = 8 << 20
 
 
 class BanListError(NodeError):
-    """The list cannot be read or written, or is full; nothing about it has changed, unless the message says so."""
+    """The list cannot be read or written, or is full; nothing about it has changed."""
+
+
+class BanNotSyncedError(BanListError):
+    """The list has changed, and is followed; but the disk did not confirm it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +103,7 @@ class BanList:
     async def add(self, ban: Ban) -> None:
         """Ban a peer; a second ban of one peer replaces the first. On disk when this returns.
 
-        Raises: BanListError (nothing has changed, or only the disk did not confirm it).
+        Raises: BanNotSyncedError; BanListError (nothing has changed).
         """
         if len(ban.reason) > REASON_CHARS_MAX:
             raise BanListError(f"a reason has at most {REASON_CHARS_MAX} characters, this one {len(ban.reason)}")
@@ -110,7 +114,7 @@ class BanList:
             await self._write(after)
 
     async def remove(self, peer_id: PeerId) -> bool:
-        """Lift a ban and return whether there was one. Raises: BanListError (as for ``add``)."""
+        """Lift a ban and return whether there was one. Raises: as for ``add``."""
         async with self._writing:
             if peer_id not in self._bans:
                 return False
@@ -130,7 +134,7 @@ class BanList:
                 await trio.to_thread.run_sync(_replace, self._path, data + b"\n", limiter=self._thread)
             except NotSyncedError as exc:
                 self._bans = after
-                raise BanListError(
+                raise BanNotSyncedError(
                     f"it is done, and in {self._path}, but a power cut may undo it: {exc.strerror}"
                 ) from exc
         self._bans = after

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from node import durable
-from node.bans import BANS_MAX, REASON_CHARS_MAX, Ban, BanList, BanListError
+from node.bans import BANS_MAX, REASON_CHARS_MAX, Ban, BanList, BanListError, BanNotSyncedError
 from protocol.identity import peer_id_to_text
 from protocol.units import PeerId, UnixMs
 from tests.fakes import signer_of
@@ -92,7 +92,7 @@ async def test_ban_is_followed_and_told_so_when_only_its_folder_is_not_synced(
 
     bans = BanList(tmp_path / "bans.json")
     monkeypatch.setattr(durable, "sync_folder", not_synced)
-    with pytest.raises(BanListError, match=r"it is done, .* a power cut may undo it"):
+    with pytest.raises(BanNotSyncedError, match=r"it is done, .* a power cut may undo it"):
         await bans.add(ban(ONE))
     assert bans.all() == read(tmp_path / "bans.json").all() == (ban(ONE),)
 

@@ -42,15 +42,17 @@ class PeerDesk:
         )
 
     async def ping(self, peer_id: PeerId) -> float:
+        """Return how many seconds a peer takes to answer. Raises: TransportError."""
         return await self._rooms.network.ping(peer_id)
 
     async def disconnect(self, peer_id: PeerId) -> bool:
+        """Close all connections with a peer; return whether there was one."""
         was_connected = peer_id in self._rooms.network.connected_peers()
         await self._rooms.network.disconnect(peer_id)
         return was_connected
 
     async def ban(self, peer_id: PeerId, reason: str) -> BanView:
-        """Raises: BanListError (nothing has changed), ApiError."""
+        """Have nothing to do with a peer any more. Raises: BanListError, ApiError (it is this node)."""
         if peer_id == self._rooms.party.peer_id:
             raise bad_request("this is the node itself, which cannot be banned", param="peer")
         ban = Ban(peer_id=peer_id, since_ms=self._rooms.party.now_ms(), reason=reason)
@@ -58,4 +60,5 @@ class PeerDesk:
         return BanView(since_ms=ban.since_ms, reason=ban.reason)
 
     async def unban(self, peer_id: PeerId) -> bool:
+        """Lift a ban and return whether there was one. Raises: BanListError."""
         return await self._doorkeeper.unban(peer_id)

@@ -81,10 +81,10 @@ class Peers(Protocol):
         """Close its connections and return whether there were any; it may come back."""
 
     async def ban(self, peer_id: PeerId, reason: str) -> BanView:
-        """Part from a peer and keep it out. Raises: BanListError (nothing has changed)."""
+        """Part from a peer and keep it out. Raises: BanListError."""
 
     async def unban(self, peer_id: PeerId) -> bool:
-        """Let a peer in again; return whether it was banned. Raises: BanListError (nothing has changed)."""
+        """Let a peer in again; return whether it was banned. Raises: BanListError."""
 
 
 def peer_routes(peers: Peers) -> list[Operation]:

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 import trio
 
-from node.bans import Ban, BanList
+from node.bans import Ban, BanList, BanNotSyncedError
 from node.net.interface import Network
 from protocol.identity import peer_id_to_text
 from protocol.units import PeerId
@@ -42,9 +42,16 @@ class Doorkeeper:
     async def ban(self, ban: Ban) -> None:
         """Ban a peer; when this returns nothing runs with it and it is not connected.
 
-        Raises: BanListError (nothing has changed).
+        Raises: BanNotSyncedError (all of this was done); BanListError (nothing has changed).
         """
-        await self._bans.add(ban)
+        try:
+            await self._bans.add(ban)
+        except BanNotSyncedError:
+            await self._part_from(ban)
+            raise
+        await self._part_from(ban)
+
+    async def _part_from(self, ban: Ban) -> None:
         log.info("peer banned", extra={"peer": peer_id_to_text(ban.peer_id)})
         with trio.move_on_after(PARTING_S) as patience:
             async with trio.open_nursery() as nursery:
@@ -55,7 +62,7 @@ class Doorkeeper:
         await self._network.disconnect(ban.peer_id)
 
     async def unban(self, peer_id: PeerId) -> bool:
-        """Lift a ban and return whether there was one. Raises: BanListError (nothing has changed)."""
+        """Lift a ban and return whether there was one. Raises: as ``ban``."""
         was_banned = await self._bans.remove(peer_id)
         if was_banned:
             log.info("peer unbanned", extra={"peer": peer_id_to_text(peer_id)})

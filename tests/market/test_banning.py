@@ -1,8 +1,9 @@
 """What a ban does to the market, between real nodes on the in-memory network."""
 
+import pytest
 import trio
 
-from node.bans import Ban
+from node.bans import Ban, BanList, BanNotSyncedError
 from node.discovery.discovery import AdvertLife
 from node.ledger.entries import ContractRow
 from node.market.banning import PARTING_S, Doorkeeper
@@ -101,6 +102,24 @@ async def test_banned_peer_is_cut_off_when_it_will_not_part(world: World) -> Non
         nursery.start_soon(ban)
         assert (await buy(buyer, order(tokens=20))).error is not None
     first.ledger.lag_s = 0.0
+
+
+class Unconfirmed(BanList):
+    """Bans, on a disk that does not say so."""
+
+    async def add(self, ban: Ban) -> None:
+        await super().add(ban)
+        raise BanNotSyncedError("it is done, but a power cut may undo it")
+
+
+async def test_banned_peer_is_parted_from_when_the_disk_did_not_confirm_the_ban(world: World) -> None:
+    buyer, first, _second = await slow_pair(world)
+    assert (await buy(buyer, order(tokens=1))).finished.tokens_out == 1
+    bans = Unconfirmed()
+    assert first.network.connected_peers()
+    with pytest.raises(BanNotSyncedError, match="it is done"):
+        await Doorkeeper(bans, first.network, first.provider).ban(ban_of(first, buyer.peer_id))
+    assert buyer.peer_id in bans and not first.network.connected_peers()
 
 
 async def test_buyer_gets_nothing_from_whoever_banned_it_until_that_is_lifted(world: World) -> None:
