@@ -234,7 +234,10 @@ class _Daemon:
         services = Services(
             config=self._config.api,
             token=token,
-            rotate_token=partial(trio.to_thread.run_sync, self._home.rotate_token),
+            token_file=str(self._home.token_path),
+            rotate_token=partial(
+                trio.to_thread.run_sync, self._home.rotate_token, limiter=trio.CapacityLimiter(1)
+            ),
             market=self._requester,
             view=self._view,
             connect=self._net.dial,

@@ -51,7 +51,7 @@ def make_app(services: Services, detached: DetachedJobs) -> ASGIApp:
         *live_routes(services, sessions),
         *log_routes(services, sessions),
         *session_routes(sessions),
-        *token_routes(sessions, services.rotate_token),
+        *token_routes(sessions, services.rotate_token, services.token_file),
         *peer_routes(services.peers),
         *operator_routes(services.operator),
         *model_routes(services.shelf),

@@ -128,6 +128,8 @@ class Services:
     config: ApiSection
     token: str
     """Whoever shows it may do everything."""
+    token_file: str
+    """Where it is in the home."""
     rotate_token: Callable[[], Awaitable[str]]
     """Put another token into the home and return it. Raises: HomeError."""
     market: Market

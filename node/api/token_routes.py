@@ -16,11 +16,13 @@ class TokenAnswer(View, frozen=True, kw_only=True):
     """The token itself is in the home's file, and in no answer."""
 
     schema: int = 1
+    file: str
+    """Where it is, on the daemon's machine."""
     rotated: bool = True
 
 
-def token_routes(sessions: Sessions, renew: Callable[[], Awaitable[str]]) -> list[Operation]:
-    """Return the route; ``renew`` writes a new token to the home and returns it."""
+def token_routes(sessions: Sessions, renew: Callable[[], Awaitable[str]], file: str) -> list[Operation]:
+    """Return the route; ``renew`` writes a new token to ``file`` of the home and returns it."""
     turn = trio.Lock()
 
     async def rotate(_request: Request) -> Response:
@@ -29,7 +31,7 @@ def token_routes(sessions: Sessions, renew: Callable[[], Awaitable[str]]) -> lis
         with trio.CancelScope(shield=True):
             async with turn:
                 sessions.follow(await renew())
-        return json_response(TokenAnswer())
+        return json_response(TokenAnswer(file=file))
 
     about = "Make a new token: the old one, and those of browser tabs, open nothing any more."
     return [post("/api/v1/token/rotate", rotate, Says(about=about, answer=TokenAnswer))]

@@ -1,7 +1,5 @@
 """``token``: the secret that opens this node's API, shown or replaced."""
 
-import os
-
 import click
 
 from node.cli.client import find_daemon
@@ -39,16 +37,17 @@ def rotate(options: Globals) -> int:
     Programs need the new one (souk env), Prometheus a new copy, the dashboard a new souk open. Answers that are
     on their way still come.
     """
-    home = options.home
-    runs = bool(options.api_flag or os.environ.get("SOUK_API") or home.is_locked())
-    if runs:
-        # The daemon writes the file itself: nobody sees a token that it does not follow.
-        find_daemon(options).request("POST", "/api/v1/token/rotate", {})
+    if runs := options.has_daemon:
+        # The daemon writes the file itself: nobody sees a token that it does not follow. And it names the file:
+        # one that --api leads to may have another home.
+        file = find_daemon(options).request("POST", "/api/v1/token/rotate", {})["file"]
     else:
+        home = options.home
         with home.locked():
             home.rotate_token()
+        file = str(home.token_path)
     note(options, "the old token opens nothing any more; programs that have it need the new one: souk env")
-    payload = {"schema": 1, "file": str(home.token_path), "daemon_follows": runs}
+    payload = {"schema": 1, "file": file, "daemon_follows": runs}
     emit(options, payload, table=_text)
     return Exit.DONE
 

@@ -417,6 +417,7 @@ def fake_services(
     return Services(
         config=config or ApiSection(),
         token=TOKEN,
+        token_file="/home/souk/token",
         rotate_token=rotate_token,
         market=market or ScriptedMarket(),
         view=view or FixedView(),

@@ -12,7 +12,7 @@ async def test_old_token_and_those_of_tabs_open_nothing_after_a_rotation(nursery
     late = (await node.call("POST", "/api/v1/dashboard", body={})).json["code"]
     tab = (await node.call("POST", "/ui/session", body={"code": code}, authorization="")).json["token"]
     reply = await node.call("POST", "/api/v1/token/rotate")
-    assert reply.json == {"schema": 1, "rotated": True}
+    assert reply.json == {"schema": 1, "file": "/home/souk/token", "rotated": True}
     for old in (TOKEN, tab):
         assert (await node.call("GET", "/api/v1/status", authorization=f"Bearer {old}")).status == 401
     assert (await node.call("POST", "/ui/session", body={"code": late}, authorization="")).status == 401

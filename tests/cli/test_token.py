@@ -40,8 +40,8 @@ def test_damaged_token_is_replaced(home: Home, mode: int) -> None:
 
 def test_running_daemon_is_asked_and_writes_the_file_itself(daemon: FakeDaemon, home: Home) -> None:
     before = home.read_token()
-    daemon.answer("POST /api/v1/token/rotate", {"schema": 1, "rotated": True})
+    daemon.answer("POST /api/v1/token/rotate", {"schema": 1, "file": "/elsewhere/token", "rotated": True})
     with home.locked():
         ran = souk("token", "rotate", "-o", "json")
-    assert ran.json() == {"schema": 1, "file": str(home.token_path), "daemon_follows": True}
+    assert ran.json() == {"schema": 1, "file": "/elsewhere/token", "daemon_follows": True}
     assert daemon.asked[-1][0] == "POST /api/v1/token/rotate" and home.read_token() == before
