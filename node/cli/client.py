@@ -38,7 +38,10 @@ EXIT_OF_CODE: Final = {
     # The job is known, but nothing of it that could be shown or run again.
     "result_gone": Exit.UNKNOWN,
     "spec_gone": Exit.UNKNOWN,
+    # 400, and of a detached job or in mid-stream no status at all.
     "context_length_exceeded": Exit.USAGE,
+    "input_refused": Exit.USAGE,
+    "task_not_served": Exit.USAGE,
     "config_invalid": Exit.CONFIG,
     # 503 for programs, to try again; but it was this node and no peer that did not take it.
     "disk": Exit.FAILED,

@@ -137,6 +137,14 @@ def _show(options: Globals, daemon: Daemon, job_id: str, *, wait: bool) -> int:
         payload = daemon.get(f"{path}?wait_s={WAIT_S if wait else 0}")
         while wait and not payload["is_over"]:
             payload = daemon.get(f"{path}?wait_s={WAIT_S}")
+    except CliError as exc:
+        if not (wait and daemon.deadline.is_over and exc.code is Exit.DEADLINE):
+            raise
+        raise CliError(
+            f"not over within --timeout; the job goes on, and costs: souk job result {job_id}, or souk job cancel "
+            f"{job_id}",
+            exc.code,
+        ) from exc
     except KeyboardInterrupt:
         raise CliError(
             f"not waiting any more; the job goes on: souk job result {job_id}, or souk job cancel {job_id}",

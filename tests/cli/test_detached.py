@@ -107,7 +107,10 @@ def test_result_of_a_job_that_runs_is_1_unless_it_is_waited_for(daemon: FakeDaem
 
 @pytest.mark.parametrize(
     ("code", "exit_code"),
-    [("peer_failed", 1), ("cancelled", 1), ("model_not_found", 5), ("no_capacity", 6), ("deadline", 7)],
+    [
+        *(("peer_failed", 1), ("cancelled", 1), ("input_refused", 2), ("task_not_served", 2)),
+        *(("model_not_found", 5), ("no_capacity", 6), ("deadline", 7)),
+    ],
 )
 def test_result_ends_as_the_job_did(daemon: FakeDaemon, code: str, exit_code: int) -> None:
     refusals = [{"peer": PEER, "code": "busy", "message": "8 of 8"}] if code == "no_capacity" else None
@@ -128,6 +131,15 @@ def test_result_ends_with_the_code_of_its_refusal(
     daemon.answer(f"{RESULT}?wait_s=0", error, status)
     ran = souk("job", "result", JOB)
     assert (ran.code, ran.out, ran.err) == (exit_code, "", "souk: not so\n")
+
+
+@pytest.mark.parametrize("line", [["submit", "SPEC"], ["rerun", JOB], ["result", JOB]])
+def test_job_that_outlasts_the_timeout_is_told_to_go_on(daemon: FakeDaemon, spec: str, line: list[str]) -> None:
+    for path in ("POST /api/v1/jobs", f"POST /api/v1/jobs/{JOB}/rerun"):
+        daemon.answer(path, {"schema": 1, "job_id": JOB, "is_new": True}, 202)
+    daemon.answer(f"{RESULT}?wait_s=20", OPEN, 202)
+    ran = souk("job", *(spec if word == "SPEC" else word for word in line), "--wait", "--timeout", "0.2")
+    assert ran.code == 7 and f"goes on, and costs: souk job result {JOB}, or souk job cancel {JOB}" in ran.err
 
 
 def test_rerun_prints_the_new_id_or_that_the_spec_is_forgotten(daemon: FakeDaemon) -> None:
