@@ -1,6 +1,5 @@
 """Where a command finds the books: at the daemon that runs, else in the home's own file, which is only read."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ class Books(Protocol):
 
 def find_books(options: Globals) -> Books:
     """Return the books of the daemon that the user names or that holds the home, else those in the file."""
-    if options.api_flag or os.environ.get("SOUK_API") or options.home.is_locked():
+    if options.has_daemon:
         return DaemonBooks(find_daemon(options))
     path = options.home.ledger_path
     if not path.is_file():

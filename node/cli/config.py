@@ -101,7 +101,7 @@ def reload(options: Globals) -> int:
 
 def _settings(options: Globals) -> dict[str, Any]:  # JSON as the daemon gives it
     """Return what the daemon follows, else what it would start with here."""
-    if options.api_flag or os.environ.get("SOUK_API") or options.home.is_locked():
+    if options.has_daemon:
         return find_daemon(options).get("/api/v1/config")
     return _shown(options, _load(options, None))
 

@@ -1,5 +1,6 @@
 """``id`` and ``key``: who this node is, and its key as a file to keep or to bring."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ INPUT_BYTES_MAX: Final = 64 << 10
 @pass_globals
 def identify(options: Globals) -> int:
     """Print this node's peer id, public key and addresses: of the daemon, else what the home alone tells."""
-    if options.api_flag or os.environ.get("SOUK_API") or options.home.is_locked():
+    if options.has_daemon:
         status = find_daemon(options).get("/api/v1/status")
         payload = _identity(str(status["peer_id"]), [*(status.get("addresses") or ())], is_running=True)
     else:
@@ -109,7 +110,8 @@ def export(options: Globals, target: str, force: bool) -> int:
 
     signer = _key_file(options).read()
     if target == "-":
-        print(signer.pem, end="")
+        printed = {"schema": 1, "peer_id": _text_of(signer), "pem": signer.pem}
+        emit(options, printed, table=lambda it: str(it["pem"]).removesuffix("\n"))
         return Exit.DONE
     path = Path(target)
     try:
@@ -137,7 +139,8 @@ def import_(options: Globals, source: str, force: bool, yes: bool, dry_run: bool
 
     home, key_file = options.home, _key_file(options)
     signer = Ed25519Signer(seed_of(_read(source), source))
-    with home.locked():
+    # A dry run makes nothing: with no home there is nothing to hold, either.
+    with contextlib.nullcontext() if dry_run and not home.path.exists() else home.locked():
         old = _old(key_file)
         kept = None if old is None else home.path / f"key.{old}"
         payload = {

@@ -38,6 +38,17 @@ class Globals:
         return find_home(self.home_flag, os.environ)
 
     @property
+    def has_daemon(self) -> bool:
+        """Whether a daemon is there to be asked: the user named one, or one holds the home."""
+        return bool(self.api_flag or os.environ.get("SOUK_API") or self.home.is_locked())
+
+    def words(self) -> list[str]:
+        """Return the options that say this to a verb run for this one; of which node it asks they say nothing."""
+        flags = {"--quiet": self.quiet, "--verbose": self.verbose, "--no-color": self.no_color}
+        limit = [] if self.timeout_s is None else ["--timeout", f"{self.timeout_s * 1000:.9f}ms"]
+        return ["--output", self.output, *limit, *(name for name, is_on in flags.items() if is_on)]
+
+    @property
     def deadline(self) -> Deadline:
         """Until when the daemon is talked to."""
         return deadline_after(self.timeout_s, self.began_s)

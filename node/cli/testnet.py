@@ -130,7 +130,7 @@ def exec_(options: Globals, name: str, arguments: tuple[str, ...], folder: Path 
     node = _load(folder).find(name)
     # Named, so that SOUK_API of this shell leads nowhere else; of a node that has ended, the home has to do.
     api = ["--api", node.url] if node.url and node.process() else []
-    return code_of(["--home", node.home, "-o", options.output, *api, *arguments])
+    return code_of([*options.words(), "--home", node.home, *api, *arguments])
 
 
 @testnet.command("env")

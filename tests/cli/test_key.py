@@ -98,11 +98,22 @@ def test_exported_key_is_private_and_comes_back_in_another_home(
 
 def test_export_writes_to_standard_output_and_replaces_nothing(signer: Ed25519Signer, tmp_path: Path) -> None:
     assert souk("key", "export", "-").out == signer.pem
+    assert souk("key", "export", "-", "-o", "json").json() == {
+        "schema": 1,
+        "peer_id": peer_id_to_text(signer.peer_id),
+        "pem": signer.pem,
+    }
     target = tmp_path / "there"
     target.write_text("mine")
     ran = souk("key", "export", str(target))
     assert ran.code == 9 and "--force" in ran.err and target.read_text() == "mine"
     assert souk("key", "export", str(target), "--force").code == 0 and target.read_text() == signer.pem
+
+
+def test_dry_run_of_an_import_makes_no_home(home: Home, other: Path) -> None:
+    ran = souk("key", "import", str(other), "--dry-run", "-o", "json")
+    assert (ran.code, ran.json()["peer_id"], ran.json()["replaced"]) == (0, OTHER_ID, None)
+    assert not home.path.exists()
 
 
 def test_key_of_32_bytes_is_imported_from_standard_input(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,5 +118,9 @@ def test_exec_runs_a_verb_on_a_node_and_ends_with_its_code(
         network.save()
         daemon.answer("GET /api/v1/devices", {"schema": 1, "devices": []})
         assert souk("testnet", "exec", "1", "devices", "-o", "json", "--dir", folder).json()["devices"] == []
+        ran = souk("testnet", "exec", "1", "devices", "--dir", folder, "-v")
+        assert "GET" in ran.err
+        ran = souk("testnet", "exec", "1", "job", "show", "abcd", "--dir", folder, "--timeout", "0.000001")
+        assert ran.code == 7
         assert f"{daemon.url}/v1" in souk("testnet", "env", "1", "--dir", folder).out
     assert souk("testnet", "exec", "1", "--dir", folder, "devices").code == 4
