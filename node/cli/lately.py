@@ -4,9 +4,16 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+import click
+
+from node.cli.durations import duration_s
+
 Json = dict[str, Any]  # JSON of the daemon, or in its form; shown and not judged
 
 MS_PER_S: Final = 1000
+SINCE: Final = click.option(
+    "--since", callback=duration_s, metavar="TIME", help="Only what is not older, such as 24h or 30d."
+)
 
 
 def begin_ms(since_s: float) -> int:

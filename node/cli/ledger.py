@@ -10,9 +10,8 @@ import click
 
 from node.cli.books import find_books
 from node.cli.client import find_daemon
-from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
-from node.cli.lately import begin_ms, newer, promised_since
+from node.cli.lately import SINCE, begin_ms, newer, promised_since
 from node.cli.options import Globals, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, emit, facts, moment, money, short
 
@@ -25,11 +24,6 @@ FIELDS: Final = (
 )  # fmt: skip
 
 
-_SINCE: Final = click.option(
-    "--since", callback=duration_s, metavar="TIME", help="Only what is not older, such as 24h or 30d."
-)
-
-
 @click.group(cls=SoukGroup, invoke_without_command=True)
 @click.pass_context
 def ledger(ctx: click.Context) -> int:
@@ -39,7 +33,7 @@ def ledger(ctx: click.Context) -> int:
 
 @ledger.command("show")
 @click.argument("peer", required=False)
-@_SINCE
+@SINCE
 @pass_globals
 def show(options: Globals, peer: str | None = None, since: float | None = None) -> int:
     """Show what passed between this node and each peer, or PEER alone; with --since, what was promised since."""
@@ -56,7 +50,7 @@ def show(options: Globals, peer: str | None = None, since: float | None = None) 
 
 @ledger.command("peer")
 @click.argument("peer")
-@_SINCE
+@SINCE
 @pass_globals
 @click.pass_context
 def peer_(ctx: click.Context, _options: Globals, peer: str, since: float | None) -> int:
@@ -108,7 +102,7 @@ def settle(options: Globals, peer: str, amount: int | None) -> int:
 @ledger.command("export")
 @click.option("--format", "form", type=click.Choice(("jsonl", "csv")), default="jsonl", help="One entry a line.")
 @click.option("--envelopes", is_flag=True, help="The signed messages as well, in hex.")
-@_SINCE
+@SINCE
 @pass_globals
 def export(options: Globals, form: str, envelopes: bool, since: float | None) -> int:
     """Write every entry to standard output: ids, kinds, peers and sums; no prompt or answer is in a ledger."""

@@ -7,18 +7,15 @@ from typing import Any, Final
 import click
 
 from node.cli.client import find_daemon
-from node.cli.durations import duration_s
 from node.cli.exits import CliError, Exit
-from node.cli.lately import newer
+from node.cli.lately import SINCE, newer
 from node.cli.options import Globals, SoukGroup, pass_globals
 from node.cli.output import Payload, columns, emit, facts, moment, note, short
 
 FILE_BYTES_MAX: Final = 64 << 20
 LISTED_MAX: Final = 1000
 """The daemon lists no more."""
-_SINCE: Final = click.option(
-    "--since", callback=duration_s, metavar="TIME", help="Only what is not older, such as 24h or 30d."
-)
+LISTED: Final = 50
 
 
 @click.group(cls=SoukGroup, invoke_without_command=True)
@@ -29,13 +26,20 @@ def receipts(ctx: click.Context) -> int:
 
 
 @receipts.command("ls")
-@click.option("--limit", type=click.IntRange(1, LISTED_MAX), default=50, help="How many, newest first.")
-@_SINCE
+@click.option(
+    "--limit",
+    type=click.IntRange(1, LISTED_MAX),
+    help=f"How many, newest first; else {LISTED}, or with --since as many as there are.",
+)
+@SINCE
 @pass_globals
-def list_receipts(options: Globals, limit: int = 50, since: float | None = None) -> int:
+def list_receipts(options: Globals, limit: int | None = None, since: float | None = None) -> int:
     """List the jobs that were contracted, newest first."""
-    payload = find_daemon(options).get(f"/api/v1/receipts?limit={limit}")
-    payload = {**payload, "receipts": list(newer(payload["receipts"], since))}
+    if since is None:
+        payload = find_daemon(options).get(f"/api/v1/receipts?limit={limit or LISTED}")
+    else:
+        payload = _since(options, since)
+        payload = {**payload, "receipts": payload["receipts"][:limit]}
     emit(options, payload, rows="receipts", table=_receipts_table)
     return Exit.DONE
 
@@ -50,16 +54,22 @@ def show(options: Globals, contract_id: str) -> int:
 
 
 @receipts.command("export")
-@_SINCE
+@SINCE
 @pass_globals
 def export(options: Globals, since: float | None) -> int:
     """Print the bundle of every contract, newest first, one on a line: `verify` reads each."""
-    listed = find_daemon(options).get(f"/api/v1/receipts?limit={LISTED_MAX}")["receipts"]
-    if len(listed) == LISTED_MAX:
-        note(options, f"these are the newest {LISTED_MAX}; souk receipts show ID has any other")
-    for receipt in newer(listed, since):
+    for receipt in _since(options, since)["receipts"]:
         print(json.dumps(fetch_bundle(options, receipt["contract_id"]), ensure_ascii=False))
     return Exit.DONE
+
+
+def _since(options: Globals, since: float | None) -> dict[str, Any]:  # JSON of the daemon
+    """Return the contracts that are not older, and say where the daemon lists no more of them."""
+    payload = find_daemon(options).get(f"/api/v1/receipts?limit={LISTED_MAX}")
+    found = list(newer(payload["receipts"], since))
+    if len(found) == LISTED_MAX:
+        note(options, f"these are the newest {LISTED_MAX}; souk receipts show ID has any other")
+    return {**payload, "receipts": found}
 
 
 @receipts.command("verify")

@@ -1,10 +1,12 @@
 import io
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from node.cli.receipts import LISTED_MAX
 from node.keystore import Ed25519Signer
 from protocol.envelope import seal
 from protocol.units import NetworkId
@@ -114,5 +116,13 @@ def test_every_bundle_is_exported_on_a_line_as_verify_reads_it(daemon: FakeDaemo
     assert [json.loads(line) for line in souk("receipts", "export", "--since", "30d").out.splitlines()] == bundles[
         1:
     ]
-    daemon.answer("GET /api/v1/receipts?limit=50", {"schema": 1, "receipts": listed})
     assert souk("receipts", "ls", "--since", "1h", "-o", "json").json()["receipts"] == listed[1:]
+
+
+def test_ls_since_asks_for_all_that_can_be_listed_and_says_when_there_is_more(daemon: FakeDaemon) -> None:
+    now_ms = round(time.time() * 1000)
+    listed = [{"contract_id": f"{number:04x}", "at_ms": now_ms} for number in range(LISTED_MAX)]
+    daemon.answer(f"GET /api/v1/receipts?limit={LISTED_MAX}", {"schema": 1, "receipts": listed})
+    ran = souk("receipts", "ls", "--since", "1h", "-o", "json")
+    assert ran.json()["receipts"] == listed and "the newest 1000" in ran.err
+    assert souk("receipts", "ls", "--since", "1h", "--limit", "3", "-o", "json").json()["receipts"] == listed[:3]
