@@ -53,7 +53,7 @@ class BenchAnswer(View, frozen=True, kw_only=True):
 
 class Bench(Protocol):
     async def __call__(self, model: str | None, device: str | None, *, duration_s: float) -> Capacity:
-        """Raises: ExecutionError."""
+        """Measure a model on a device for so long, or until a job comes. Raises: ExecutionError."""
 
 
 def bench_routes(bench: Bench) -> list[Operation]:

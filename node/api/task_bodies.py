@@ -12,6 +12,7 @@ from node.api.bodies import SoukBlock, SoukOptions
 from node.api.views import View
 from protocol import limits
 from protocol.tasks.classify import Image
+from protocol.tasks.registry import CLASSIFY, EMBED, FORWARD, VAD
 from protocol.tasks.vad import SAMPLE_BYTES
 
 Text = Annotated[str, Meta(min_length=1)]
@@ -80,7 +81,7 @@ class TextVector(View, frozen=True, kw_only=True):
     """Of length 1."""
 
 
-class EmbedAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="embed"):
+class EmbedAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag=EMBED):
     vectors: tuple[TextVector, ...]
 
 
@@ -98,7 +99,7 @@ class ClassifiedImage(View, frozen=True, kw_only=True):
     """The likeliest first."""
 
 
-class ClassifyAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="classify"):
+class ClassifyAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag=CLASSIFY):
     images: tuple[ClassifiedImage, ...]
 
 
@@ -107,7 +108,7 @@ class SpeechSegment(View, frozen=True, kw_only=True):
     end_ms: int
 
 
-class VadAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="vad"):
+class VadAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag=VAD):
     segments: tuple[SpeechSegment, ...]
     duration_ms: int
     window_ms: int
@@ -115,7 +116,7 @@ class VadAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="vad"
     """How likely each window holds speech, in thousandths: what the segments are made of."""
 
 
-class ForwardAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag="forward"):
+class ForwardAnswer(Answered, frozen=True, kw_only=True, tag_field="task", tag=FORWARD):
     tensors: bytes
     """A safetensors file."""
 

@@ -104,7 +104,7 @@ def edit(options: Globals) -> int:
     if after == before:
         note(options, "nothing was changed")
     elif home.is_locked():
-        note(options, "souk reload makes the daemon follow it, and says what needs a restart")
+        note(options, "souk config reload makes the daemon follow it, and says what needs a restart")
     payload = {"schema": 1, "path": str(home.config_path), "changed": after != before}
     emit(options, payload, table=_nothing)
     return Exit.DONE

@@ -150,7 +150,8 @@ class Network(Protocol):
         Waits for as long as the peer takes. Raises: TransportError.
         """
 
-    def contact(self, peer_id: PeerId) -> Contact: ...
+    def contact(self, peer_id: PeerId) -> Contact:
+        """Return what is known of how a peer is reached; of one that is not known, nothing."""
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip ``data``; best effort, no delivery is promised. Raises: TransportError."""
