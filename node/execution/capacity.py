@@ -1,7 +1,7 @@
 """What a device does now, measured again by the engine's own code, beside what is advertised of it.
 
-On a device that has nothing else to do: matrix products and memory reads, in the memory that the models leave,
-and one sequence's decoding, run after run, each as ``engine/measure.py`` measures it at start.
+On a device that has nothing else to do: matrix products and memory reads, where the models leave the memory that
+they are measured in at a start, and one sequence's decoding, run after run, each as ``engine/measure.py`` does it.
 """
 
 import statistics
@@ -13,6 +13,7 @@ import trio
 from node.errors import ExecutionError
 from node.execution.interface import DeviceReport, ServedModel
 from node.execution.loading import DeviceModels, measure_model, measure_rates
+from node.execution.memory_plan import MATMUL_SIDE, READ_BYTES, matmul_bytes
 from node.execution.residency import DEVICE_BUSY
 from node.execution.worker_process import WorkerProcess
 from protocol.units import ModelId
@@ -64,7 +65,7 @@ async def measure_capacity(worker: Measurable, model: ServedModel, duration_s: f
     began, runs, was_cut = trio.current_time(), list[int](), False
     with models.use(model.model_id):
         _refuse_busy(worker)
-        rates = await measure_rates(worker.process, model.dtype, max(models.free_bytes, 0))
+        matmul, read = await _rates(worker, model, models.free_bytes)
         while not runs or trio.current_time() - began < duration_s:
             try:
                 _refuse_busy(worker)
@@ -80,8 +81,8 @@ async def measure_capacity(worker: Measurable, model: ServedModel, duration_s: f
         runs=tuple(runs),
         measured=Figures(
             tokens_per_s_milli=round(statistics.median(runs)),
-            matmul_gflops=rates.matmul_gflops,
-            read_mb_per_s=rates.read_mb_per_s,
+            matmul_gflops=matmul,
+            read_mb_per_s=read,
         ),
         advertised=Figures(
             tokens_per_s_milli=model.tokens_per_s_milli,
@@ -90,6 +91,19 @@ async def measure_capacity(worker: Measurable, model: ServedModel, duration_s: f
         ),
         was_cut=was_cut,
     )
+
+
+async def _rates(worker: Measurable, model: ServedModel, free_bytes: int) -> tuple[int | None, int | None]:
+    """Return products and reads; None where ``free_bytes`` are less than at a start.
+
+    In less memory it would be the caches that are measured, or the start of each product.
+    """
+    assert worker.report is not None, "its worker serves"
+    kind = worker.report.kind
+    if free_bytes < matmul_bytes(MATMUL_SIDE[kind]):
+        return None, None
+    rates = await measure_rates(worker.process, model.dtype, free_bytes)
+    return rates.matmul_gflops, rates.read_mb_per_s if free_bytes >= READ_BYTES[kind] else None
 
 
 def _refuse_busy(worker: Measurable) -> None:

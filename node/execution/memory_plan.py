@@ -18,6 +18,10 @@ BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 # context and allocator slack are estimated, not measured: not run on a GPU yet.
 FIXED_BYTES: Final = {"cpu": 320 << 20, "cuda": 600 << 20}
 
+# What a device's rates are measured in, where there is so much: caches hold less.
+MATMUL_SIDE: Final = {"cpu": 1024, "cuda": 8192}
+READ_BYTES: Final = {"cpu": 128 << 20, "cuda": 2 << 30}
+
 # Of a task that makes no text: what a waiting job brings (an input of 1 MiB, as text or bytes, and once more as
 # numbers of four bytes), the units that one job may have, and what one step computes with.
 JOB_BYTES: Final = 8 << 20
@@ -26,6 +30,11 @@ STEP_BYTES: Final = 64 << 20
 
 # The least that a model is served with; less holds no conversation.
 CONTEXT_TOKENS_MIN: Final = 64
+
+
+def matmul_bytes(side: int) -> int:
+    """Return what two square operands take: drawn in float32, and then once more in the dtype itself."""
+    return 3 * 4 * side**2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,13 @@ def test_figures_stand_beside_what_is_advertised(daemon: FakeDaemon) -> None:
     assert souk("bench", "-o", "json").json() == MEASURED
 
 
+def test_rates_that_were_not_measured_are_a_dash(daemon: FakeDaemon) -> None:
+    measured = {"tokens_per_s": 100.0, "matmul_gflops": None, "read_mb_per_s": None}
+    daemon.answer("POST /api/v1/bench", MEASURED | {"measured": measured})
+    _head, _titles, _speed, matmul, read = souk("bench").out.splitlines()
+    assert matmul.split()[-3:] == ["-", "-", "-"] and read.split()[-3:] == ["-", "10,000", "-"]
+
+
 @pytest.mark.parametrize(("status", "code", "exit_code"), [(409, "device_busy", 9), (404, "model_not_found", 5)])
 def test_bench_ends_with_the_code_of_its_refusal(
     daemon: FakeDaemon, status: int, code: str, exit_code: int

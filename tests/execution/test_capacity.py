@@ -35,7 +35,7 @@ class ScriptedWorker:
     asked: list[object] = field(default_factory=list)
     uses: int = 0
     number = 1
-    free_bytes = 12_345
+    free_bytes: int = 1 << 30
 
     @property
     def process(self) -> Any:  # stands for a WorkerProcess
@@ -77,7 +77,20 @@ async def test_median_of_the_runs_stands_beside_what_is_advertised(autojump_cloc
     told = (advertised.tokens_per_s_milli, advertised.matmul_gflops, advertised.read_mb_per_s)
     assert told == (MODEL.tokens_per_s_milli, 40, 8_000)
     first = worker.asked[0]
-    assert isinstance(first, MeasureDevice) and (first.dtype, first.memory_bytes) == (MODEL.dtype, 12_345)
+    assert isinstance(first, MeasureDevice) and (first.dtype, first.memory_bytes) == (MODEL.dtype, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "told"),
+    [(12 << 20, (50, None)), ((12 << 20) - 1, (None, None)), (-5, (None, None)), (128 << 20, (50, 9_000))],
+)
+async def test_rates_are_unknown_when_models_leave_less_memory_than_they_take(
+    autojump_clock: MockClock, free_bytes: int, told: tuple[int | None, int | None]
+) -> None:
+    worker = ScriptedWorker([5], free_bytes=free_bytes)
+    measured = (await measure_capacity(worker, MODEL, 0.0)).measured
+    assert (measured.matmul_gflops, measured.read_mb_per_s) == told and measured.tokens_per_s_milli == 5
+    assert any(isinstance(it, MeasureDevice) for it in worker.asked) == (told != (None, None))
 
 
 async def test_one_run_is_measured_however_short_the_time(autojump_clock: MockClock) -> None:

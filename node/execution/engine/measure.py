@@ -12,6 +12,7 @@ import torch
 
 from node.execution.engine.backend import Model, TokenEngine
 from node.execution.engine.scheduler import Sequence
+from node.execution.memory_plan import MATMUL_SIDE, READ_BYTES, matmul_bytes
 from protocol.task import Sampling
 
 WINDOW_S: Final = 0.1
@@ -27,9 +28,8 @@ _REQUEST: Final = -1
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype, memory_bytes: int) -> int:
     """Return 10⁹ floating-point operations per second of a square product that ``memory_bytes`` hold."""
-    side = 1024 if device.type == "cpu" else 8192
-    # Drawn in float32, and then two operands' worth in the dtype itself.
-    while side > _SIDE_MIN and 3 * 4 * side**2 > memory_bytes:
+    side = MATMUL_SIDE[device.type]
+    while side > _SIDE_MIN and matmul_bytes(side) > memory_bytes:
         side //= 2
     with torch.inference_mode():
         a = torch.randn(side, side, device=device).to(dtype)
@@ -39,7 +39,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype, memory_bytes: int) -
 
 def read_mb_per_s(device: torch.device, memory_bytes: int) -> int:
     """Return 10⁶ bytes per second of a streaming read, from more memory than caches hold if there is so much."""
-    numbers = max(min(128 << 20 if device.type == "cpu" else 2 << 30, memory_bytes), _READ_BYTES_MIN) // 4
+    numbers = max(min(READ_BYTES[device.type], memory_bytes), _READ_BYTES_MIN) // 4
     with torch.inference_mode():
         x = torch.ones(numbers, device=device)
         seconds = _median_s(x.sum, device)
