@@ -8,15 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from node.api.answers import json_response
-from node.api.errors import ApiError
+from node.api.errors import device_refusal
 from node.api.intake import run_unless_gone
 from node.api.operations import Operation, Says, post, read_json
 from node.api.views import View
-from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
+from node.errors import ExecutionError
 from node.execution.capacity import Capacity, Figures
 
 SECONDS_MAX: Final = 60
-RETRY_S: Final = 5
 _MILLI: Final = 1000
 
 
@@ -68,7 +67,7 @@ def bench_routes(bench: Bench) -> list[Operation]:
                     bench_answer(await bench(wanted.model, wanted.device, duration_s=wanted.seconds))
                 )
             except ExecutionError as exc:
-                raise _told(exc) from exc
+                raise device_refusal(exc) from exc
 
         return await run_unless_gone(request.receive, work)
 
@@ -99,13 +98,3 @@ def _figures(figures: Figures) -> FiguresView:
         matmul_gflops=figures.matmul_gflops,
         read_mb_per_s=figures.read_mb_per_s,
     )
-
-
-def _told(exc: ExecutionError) -> ApiError:
-    match exc:
-        case WorkerDiedError():
-            return ApiError(str(exc), status=503, code="worker_died", retry_after_s=RETRY_S)
-        case JobRefusedError():
-            return ApiError(str(exc), status=404, code="model_not_found", param="model")
-        case _:
-            return ApiError(str(exc), status=409, code="device_busy")

@@ -9,7 +9,15 @@ from typing import Final
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from node.errors import LedgerDiskError, NodeError, TransportError
+from node.errors import (
+    ExecutionError,
+    JobRefusedError,
+    LedgerDiskError,
+    NodeError,
+    TransportError,
+    WorkerDiedError,
+)
+from node.execution import residency
 from node.market.order import (
     DeadlineError,
     JobFailedError,
@@ -28,6 +36,8 @@ CAPACITY_RETRY_S: Final = 2
 """Peers free a slot or gossip a new advert within seconds; SDKs retry a 503 by themselves and honour this."""
 DISK_RETRY_S: Final = 15
 """The ledger tries its disk again about so often."""
+WORKER_RETRY_S: Final = 5
+"""A worker that died serves again within seconds."""
 
 _TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -156,6 +166,21 @@ def to_api_error(exc: NodeError) -> ApiError:
             return ApiError(str(exc), status=502, code="unreachable")
         case _:
             return ApiError(str(exc), status=500, code="internal_error")
+
+
+def device_refusal(exc: ExecutionError) -> ApiError:
+    """Return what the client is told when a device does not load, unload or measure a model."""
+    match exc:
+        case WorkerDiedError():
+            return ApiError(str(exc), status=503, code="worker_died", retry_after_s=WORKER_RETRY_S)
+        case JobRefusedError():
+            return ApiError(str(exc), status=404, code="model_not_found", param="model")
+        case ExecutionError(code=residency.MODEL_BUSY):
+            return ApiError(str(exc), status=409, code="model_busy", param="model")
+        case ExecutionError(code=residency.DEVICE_BUSY):
+            return ApiError(str(exc), status=409, code="device_busy")
+        case _:
+            return ApiError(str(exc), status=409, code="model_refused", param="model")
 
 
 def _refusal(refusal: PassedOver) -> RefusalView:

@@ -3,19 +3,16 @@
 The two rooms do not know each other; here a name becomes the id that both understand.
 """
 
-from typing import Final, Protocol
+from typing import Protocol
 
 import trio
 
-from node.api.errors import ApiError
-from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
+from node.api.errors import ApiError, device_refusal
+from node.errors import ExecutionError, ModelError
 from node.execution.interface import ServedModel
 from node.models.holding import Holds
 from node.models.store import HEX_DIGITS_MIN, ModelStore
 from protocol.units import ModelId
-
-WORKER_RETRY_S: Final = 5
-"""A worker that died serves again within seconds."""
 
 
 class Devices(Protocol):
@@ -49,7 +46,7 @@ class Shelf:
         try:
             served = await self._devices.load(stored.model_id)
         except ExecutionError as exc:
-            raise _told(exc) from exc
+            raise device_refusal(exc) from exc
         await self.hold_served()
         return served
 
@@ -72,7 +69,7 @@ class Shelf:
             try:
                 await self._devices.unload(found[0])
             except ExecutionError as exc:
-                raise _told(exc) from exc
+                raise device_refusal(exc) from exc
             self._holds.release(found[0])
 
     async def hold_served(self) -> None:
@@ -83,15 +80,3 @@ class Shelf:
             while held != (served := {model.model_id for model in self._devices.models()}):
                 await trio.to_thread.run_sync(self._holds.take, served)
                 held = served
-
-
-def _told(exc: ExecutionError) -> ApiError:
-    match exc:
-        case WorkerDiedError():
-            return ApiError(str(exc), status=503, code="worker_died", retry_after_s=WORKER_RETRY_S)
-        case JobRefusedError():
-            return ApiError(str(exc), status=404, code="model_not_found", param="model")
-        case _ if exc.code == "model_busy":
-            return ApiError(str(exc), status=409, code="model_busy", param="model")
-        case _:
-            return ApiError(str(exc), status=409, code="model_refused", param="model")

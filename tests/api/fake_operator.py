@@ -49,7 +49,8 @@ CAPACITY = Capacity(
 
 
 async def scripted_bench(_model: str | None, device: str | None, *, duration_s: float) -> Capacity:
-    """Return the same for every device but ``cuda:0``, which is busy."""
-    if device == "cuda:0":
-        raise ExecutionError("1 job is at work on this device", code="device_busy")
+    """Return the same for every device but those that are named after what is wrong."""
+    codes = {"cuda:0": "device_busy", "full": "memory", "crowded": "model_busy"}
+    if device in codes:
+        raise ExecutionError("it cannot be measured", code=codes[device])
     return CAPACITY

@@ -13,9 +13,12 @@ def test_measurement_is_shown_in_the_units_of_the_advert() -> None:
     assert found.advertised.matmul_gflops is None
 
 
-async def test_bench_is_refused_while_jobs_run(nursery: trio.Nursery) -> None:
+async def test_bench_that_cannot_be_made_tells_why(nursery: trio.Nursery) -> None:
     node = await serve_node(nursery)
     reply = await node.call("POST", "/api/v1/bench", body={"device": "cuda:0"})
     assert (reply.status, reply.error["code"]) == (409, "device_busy")
+    for device, status, code in (("full", 409, "model_refused"), ("crowded", 409, "model_busy")):
+        reply = await node.call("POST", "/api/v1/bench", body={"device": device})
+        assert (reply.status, reply.error["code"]) == (status, code)
     reply = await node.call("POST", "/api/v1/bench", body={"seconds": 61})
     assert (reply.status, reply.error["param"]) == (400, "seconds")
