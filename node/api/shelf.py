@@ -10,8 +10,9 @@ import trio
 from node.api.errors import ApiError, device_refusal
 from node.errors import ExecutionError, ModelError
 from node.execution.interface import ServedModel
+from node.model_names import begins_id
 from node.models.holding import Holds
-from node.models.store import HEX_DIGITS_MIN, ModelStore
+from node.models.store import ModelStore
 from protocol.units import ModelId
 
 
@@ -59,8 +60,8 @@ class Shelf:
         served = {model.model_id: model.name for model in self._devices.models()}
         wanted = name.lower()
         found = [model_id for model_id, called in served.items() if called == wanted]
-        if not found and len(wanted) >= HEX_DIGITS_MIN:
-            found = [model_id for model_id in served if model_id.hex().startswith(wanted)]
+        if not found:
+            found = [model_id for model_id in served if begins_id(wanted, model_id)]
         if len(found) != 1:
             names = ", ".join(sorted(served.values())) or "nothing"
             message = f"expected one model called {name!r}, got {len(found)}; this node serves {names}"

@@ -7,6 +7,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from node.model_names import names_model
 from protocol import limits
 from protocol.advert import PROTOCOL_VERSION, Advert, Offer, check_life_untrusted
 from protocol.errors import Reason, RemoteProtocolError
@@ -18,7 +19,6 @@ from protocol.units import MS_PER_S, ModelId, NetworkId, PeerId, UnixMs
 PEERS_MAX: Final = 4096
 # An honest node adverts on a change and every 20 s or more; faster than this is flooding.
 ADVERT_GAP_MS_MIN: Final = 1 * MS_PER_S
-MODEL_PREFIX_DIGITS_MIN: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +122,3 @@ class Directory:
     def model_names(self, now_ms: UnixMs) -> Iterator[str]:
         """Yield the names of all models on offer, sorted, each once."""
         yield from sorted({offer.name for it in self.listings(now_ms) for offer in it.advert.offers})
-
-
-def names_model(wanted: str, name: str, model_id: ModelId) -> bool:
-    """Return whether a user who typed ``wanted`` means this model: its name, or 8 or more digits of its id."""
-    return wanted == name or (len(wanted) >= MODEL_PREFIX_DIGITS_MIN and model_id.hex().startswith(wanted.lower()))

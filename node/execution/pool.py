@@ -40,6 +40,7 @@ from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
 from node.metrics import Metrics
+from node.model_names import names_model
 from protocol.fields import Task
 from protocol.task import GenerateInput, Sampling, pack_tokens
 from protocol.tasks.registry import TaskInput, encode_task_input, task_of
@@ -48,7 +49,6 @@ from protocol.units import ModelId
 log = logging.getLogger(__name__)
 
 ALL_MODELS = "*"
-_ID_DIGITS_MIN: Final = 8
 _RULES: Final = WorkerRules()
 
 
@@ -321,7 +321,11 @@ class WorkerPool:
             WorkerDiedError: the worker is gone; another is being started.
         """
         served = [(worker, it) for worker in self._workers for it in worker.served]
-        wanted = [(worker, it) for worker, it in served if device in (None, it.device) and _is_called(it, model)]
+        wanted = [
+            (worker, it)
+            for worker, it in served
+            if device in (None, it.device) and (model is None or names_model(model, it.name, it.model_id))
+        ]
         if not wanted:
             has = ", ".join(sorted(f"{it.name} on {it.device}" for _, it in served)) or "nothing"
             raise JobRefusedError(
@@ -425,12 +429,6 @@ def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:
     reasons = "; ".join(f"{device}: {exc}" for device, exc in refusals.items())
     kind = WorkerDiedError if code == "worker_died" else ExecutionError
     return kind(f"none of {len(refusals)} devices takes the model: {reasons}", code=code)
-
-
-def _is_called(served: ServedModel, name: str | None) -> bool:
-    if name is None or name == served.name:
-        return True
-    return len(name) >= _ID_DIGITS_MIN and served.model_id.hex().startswith(name.lower())
 
 
 def _preparation(

@@ -15,7 +15,7 @@ import trio
 
 from node.clock import to_ms
 from node.config import MarketSection
-from node.discovery.directory import Candidate, Directory, names_model
+from node.discovery.directory import Candidate, Directory
 from node.errors import ExecutionError, JobRefusedError, LedgerError, TransportError
 from node.execution.interface import Executor, Piece, Prompt, ServedModel
 from node.market.aftercare import Aftercare
@@ -42,6 +42,7 @@ from node.market.requester_job import RESUME_WAIT_S, RequesterJob
 from node.market.spending import Spending
 from node.market.trace import OrderTrace
 from node.metrics import JobState, Role
+from node.model_names import names_model
 from node.net.interface import Network, Stream
 from protocol import limits
 from protocol.errors import DeclineCode, RemoteProtocolError

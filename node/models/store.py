@@ -19,6 +19,7 @@ import msgspec
 
 from node.durable import USUAL, replace_file, sync_folder
 from node.errors import ModelError
+from node.model_names import begins_id
 from node.models.eviction import Candidate, Decision, freed_bytes, plan_eviction
 from node.models.gguf_check import check_gguf
 from node.models.gguf_convert import convert_gguf
@@ -50,7 +51,6 @@ from protocol.task import GENERATE
 
 log = logging.getLogger(__name__)
 
-HEX_DIGITS_MIN: Final = 8
 _INCOMING: Final = ".incoming-"
 
 
@@ -107,8 +107,8 @@ class ModelStore:
         wanted = name_or_hex.lower()
         models = self.models()
         hits = [model for model in models if model.name == wanted]
-        if not hits and len(wanted) >= HEX_DIGITS_MIN:
-            hits = [model for model in models if model.model_id.hex().startswith(wanted)]
+        if not hits:
+            hits = [model for model in models if begins_id(wanted, model.model_id)]
         if len(hits) != 1:
             names = ", ".join(model.name for model in models) or "nothing"
             raise ModelError(f"expected one model called {name_or_hex!r}, got {len(hits)}; the store has {names}")
