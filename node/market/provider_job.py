@@ -75,8 +75,9 @@ class ProviderJob:
         )
         self.state = ProviderState.FORMED
         self.energy_millijoules: int | None = None
-        self._fingerprint = b""
         """What the job took of its device; known with the last piece."""
+        self._fingerprint = b""
+        """Of the whole answer, with its last piece: one that failed or was cancelled has none."""
         self._waiting: list[Piece] = []
         self._receipt: Signed[Receipt] | None = None
         self._work = trio.CancelScope()

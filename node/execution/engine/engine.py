@@ -141,7 +141,7 @@ class Engine:
         return self._chosen([sequence for sequence, _ in answering], hidden[[row for _, row in answering]])
 
     def _chosen(self, sequences: list[Sequence], hidden: Tensor) -> list[tuple[Sequence, int, bytes]]:
-        """Choose each sequence's next token by its row: one transfer from the device for all tokens, and marks."""
+        """Choose each sequence's next token by its row; tokens come from the device together, and so do marks."""
         samplings = [sequence.sampling for sequence in sequences]
         positions = [sequence.position for sequence in sequences]
         tokens = choose(self._model.logits(hidden), samplings, positions)

@@ -125,7 +125,7 @@ class ServedModel:
         if not answer or max(*tokens, *answer) >= self.model.shape.vocabulary:
             raise JobRefusedError("expected an answer, and tokens that the model knows", code="input")
         whole = len(answer) // GROUP_TOKENS * GROUP_BYTES
-        # Of a long answer the beginning has one, and an answer that was cut has less.
+        # Of a long answer the beginning has one; one that was cancelled or failed has none: it comes with the end.
         if len(frame.fingerprint) % GROUP_BYTES or len(frame.fingerprint) > whole:
             raise JobRefusedError(
                 f"expected {GROUP_BYTES} bytes of fingerprint for every {GROUP_TOKENS} tokens of an answer of "
