@@ -165,11 +165,11 @@ def in_namespace(tmp_path: Path, options: str, *arguments: str) -> dict[str, Any
 
 @pytest.mark.slow
 def test_ledger_outlives_a_real_disk_that_fills_up(tmp_path: Path, figure: Callable[[str, object], None]) -> None:
-    found = in_namespace(tmp_path, "size=4m", "fill")
+    found = in_namespace(tmp_path, "size=14m", "fill")
     assert "free space" in found["fault"] and "full" in found["fault"]
     assert found["acknowledged"] > 10 and found["lost"] == 0
     assert found["healed"] and found["verified"] == found["acknowledged"]
-    figure("disk: acknowledged rows lost, tmpfs of 4 MiB filled", f"0 of {found['acknowledged']}")
+    figure("disk: acknowledged rows lost, tmpfs of 14 MiB filled", f"0 of {found['acknowledged']}")
 
 
 @pytest.mark.slow

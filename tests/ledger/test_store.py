@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from node.errors import LedgerError
+from node.execution.frames import FINGERPRINT_BYTES_MAX
 from node.ledger import store as store_module
-from node.ledger.store import LedgerStore
+from node.ledger.ledger import BATCH_MAX
+from node.ledger.store import PROBE_BYTES, LedgerStore
 from protocol.units import MessageId
-from tests.ledger.fakes import entry, row
+from tests.ledger.fakes import contract_id, entry, row
 
 
 def opened(path: Path) -> LedgerStore:
@@ -83,9 +85,22 @@ def test_fingerprints_of_the_newest_contracts_are_kept_and_no_others(
     monkeypatch.setattr(store_module, "FINGERPRINTS_MAX", 2)
     store = opened(tmp_path / "ledger.db")
     contracts = [MessageId(bytes([number]) * 32) for number in range(4)]
-    for contract_id in contracts:
-        store.write([], [], fingerprints=[(contract_id, contract_id[:3])])
+    for each in contracts:
+        store.write([], [], fingerprints=[(each, each[:3])])
     store.close()
     store.open()
     assert [store.fingerprint(contract_id) for contract_id in contracts] == [None, None, b"\2\2\2", b"\3\3\3"]
+    store.close()
+
+
+def test_probe_takes_as_much_of_the_disk_as_the_largest_batch(tmp_path: Path) -> None:
+    store, log = opened(tmp_path / "ledger.db"), tmp_path / "ledger.db-wal"
+    before = log.stat().st_size
+    numbers = range(BATCH_MAX)
+    store.write(
+        [entry(4 * number + each, contract=number) for number in numbers for each in range(4)],
+        [row(number) for number in numbers],
+        fingerprints=[(contract_id(number), bytes(FINGERPRINT_BYTES_MAX)) for number in numbers],
+    )
+    assert BATCH_MAX * FINGERPRINT_BYTES_MAX < log.stat().st_size - before <= PROBE_BYTES
     store.close()
