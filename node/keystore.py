@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from node.durable import create_file, replace_file
+from node.durable import NotSyncedError, create_file, replace_file
 from node.errors import KeyFileError
 from protocol.units import PeerId
 
@@ -119,6 +119,8 @@ class KeyFile:
             write(self.path, seed)
         except FileExistsError as exc:
             raise KeyFileError(f"{self.path} exists; move it away before making another key") from exc
+        except NotSyncedError as exc:
+            raise KeyFileError(f"the key {self.path} may not survive a power cut: {exc.strerror}") from exc
         except OSError as exc:
             raise KeyFileError(f"the key {self.path} cannot be written: {exc.strerror}") from exc
         return Ed25519Signer(seed)

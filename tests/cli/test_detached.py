@@ -133,12 +133,9 @@ def test_result_ends_with_the_code_of_its_refusal(
     assert (ran.code, ran.out, ran.err) == (exit_code, "", "souk: not so\n")
 
 
-@pytest.mark.parametrize("line", [["submit", "SPEC"], ["rerun", JOB], ["result", JOB]])
-def test_job_that_outlasts_the_timeout_is_told_to_go_on(daemon: FakeDaemon, spec: str, line: list[str]) -> None:
-    for path in ("POST /api/v1/jobs", f"POST /api/v1/jobs/{JOB}/rerun"):
-        daemon.answer(path, {"schema": 1, "job_id": JOB, "is_new": True}, 202)
+def test_job_that_outlasts_the_timeout_is_told_to_go_on(daemon: FakeDaemon) -> None:
     daemon.answer(f"{RESULT}?wait_s=20", OPEN, 202)
-    ran = souk("job", *(spec if word == "SPEC" else word for word in line), "--wait", "--timeout", "0.2")
+    ran = souk("job", "result", JOB, "--wait", "--timeout", "0.05")
     assert ran.code == 7 and f"goes on, and costs: souk job result {JOB}, or souk job cancel {JOB}" in ran.err
 
 
