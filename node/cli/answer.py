@@ -66,7 +66,7 @@ def stream_answer(
     usage: Mapping[str, Any] = {}
     souk: Mapping[str, Any] = {}
     wanted = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    with closing(daemon.stream("/v1/chat/completions", wanted)) as events:  # type: ignore[type-var]  # a generator
+    with closing(daemon.stream("/v1/chat/completions", wanted)) as events:
         for event in events:
             match event:
                 case Comment(text=text):

@@ -11,7 +11,7 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -148,7 +148,9 @@ class Daemon:
         finally:
             connection.close()
 
-    def stream(self, path: str, body: Mapping[str, Any] | None, *, method: str = "POST") -> Iterator[Event]:
+    def stream(
+        self, path: str, body: Mapping[str, Any] | None, *, method: str = "POST"
+    ) -> Generator[Event, None, None]:
         """Yield the events of an answer as they come; closing the iterator closes the connection.
 
         Raises:
@@ -165,7 +167,7 @@ class Daemon:
         finally:
             connection.close()
 
-    def _events(self, connection: _Connection, response: http.client.HTTPResponse) -> Iterator[Event]:
+    def _events(self, connection: _Connection, response: http.client.HTTPResponse) -> Generator[Event, None, None]:
         broken = f"the daemon at {self.url} broke off before the answer was complete"
         while True:
             connection.allow_wait()

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
@@ -39,8 +39,8 @@ def status(options: Globals, watches: bool) -> int:
     return Exit.DONE if payload.get("ready") else Exit.FAILED
 
 
-def _states(daemon: Daemon) -> Iterator[Payload]:
-    with closing(watch.snapshots(daemon)) as shots:  # type: ignore[type-var]  # a generator
+def _states(daemon: Daemon) -> Generator[Payload, None, None]:
+    with closing(watch.snapshots(daemon)) as shots:
         for shot in shots:
             yield shot["status"]
 

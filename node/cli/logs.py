@@ -61,7 +61,7 @@ def logs(options: Globals, /, follow: bool, lines: int, **wanted: Any) -> int:  
 def _follow(options: Globals, daemon: Daemon, query: str) -> None:
     stream = daemon.stream(f"/api/v1/logs/events?{query}", None, method="GET")
     try:
-        with closing(stream) as events:  # type: ignore[type-var]  # a generator
+        with closing(stream) as events:
             for event in events:
                 if isinstance(event, Data):
                     line = event.value

@@ -1,6 +1,6 @@
 """``top``: the node at a glance, redrawn whenever the daemon says something new."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import Any, Final
 
@@ -32,9 +32,9 @@ def top(options: Globals, once: bool, interval: float | None) -> int:
     return Exit.DONE
 
 
-def _snapshots(daemon: Daemon, every_s: float) -> Iterator[Payload]:
+def _snapshots(daemon: Daemon, every_s: float) -> Generator[Payload, None, None]:
     """Yield the node's state with its peers. Raises: CliError: the daemon is gone."""
-    with closing(watch.snapshots(daemon)) as shots:  # type: ignore[type-var]  # a generator
+    with closing(watch.snapshots(daemon)) as shots:
         for shot in watch.thinned(shots, every_s):
             yield {**shot, "peers": daemon.get("/api/v1/peers").get("peers", [])}
 

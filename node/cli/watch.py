@@ -6,7 +6,7 @@ Nothing here has a clock: the daemon's stream is one, a snapshot a second, and a
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from node.cli.client import BrokenOffError, Daemon, Data
@@ -15,9 +15,9 @@ from node.cli.options import Globals
 from node.cli.output import Payload, console, emit, harmless
 
 
-def snapshots(daemon: Daemon) -> Iterator[Payload]:
+def snapshots(daemon: Daemon) -> Generator[Payload, None, None]:
     """Yield the node's state once a second. Raises: CliError: the daemon is gone."""
-    with closing(daemon.stream("/api/v1/events", None, method="GET")) as events:  # type: ignore[type-var]
+    with closing(daemon.stream("/api/v1/events", None, method="GET")) as events:
         try:
             for event in events:
                 if isinstance(event, Data):
@@ -26,7 +26,7 @@ def snapshots(daemon: Daemon) -> Iterator[Payload]:
             raise CliError("the daemon ended the stream: it is stopping, or was killed", Exit.UNREACHABLE) from exc
 
 
-def thinned(shots: Iterator[Payload], every_s: float) -> Iterator[Payload]:
+def thinned(shots: Iterator[Payload], every_s: float) -> Generator[Payload, None, None]:
     """Leave out what comes sooner than ``every_s`` after the last one that was shown."""
     next_ms = 0.0
     for shot in shots:
@@ -36,12 +36,14 @@ def thinned(shots: Iterator[Payload], every_s: float) -> Iterator[Payload]:
             yield shot
 
 
-def show(options: Globals, shots: Iterator[Payload], screen: Callable[[Payload], str], *, once: bool) -> None:
+def show(
+    options: Globals, shots: Generator[Payload, None, None], screen: Callable[[Payload], str], *, once: bool
+) -> None:
     """Show one snapshot after the other until the user ends it, or the first one where nobody looks.
 
     ``-o jsonl`` prints every snapshot as a line.
     """
-    with closing(shots):  # type: ignore[type-var]  # a generator
+    with closing(shots):
         if options.output == "jsonl" and not once:
             _follow_lines(options, shots, screen)
         elif once or options.output != "table" or not sys.stdout.isatty():
