@@ -14,13 +14,13 @@ import torch
 
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import Llama, load_llama
-from node.execution.engine.scheduler import Sequence as Job
 from node.execution.engine.text import TextCodec, load_codec
 from node.execution.shape import read_shape
 from node.models.import_demo import DEMO_MODEL
 from node.models.store import ModelStore
 from node.models.stored import StoredModel
-from protocol.task import ChatMessage, Sampling
+from protocol.task import ChatMessage
+from tests.execution.engine import greedy
 from tests.integration.honest_margin import Answer, Referee, shortfalls
 
 STORE = Path(sys.prefix) / "share" / "models"
@@ -73,22 +73,7 @@ def fp32(folder: Path) -> Llama:
 def answers(model: Llama, prompts: Sequence[list[int]], count: int, *, batch: int) -> list[list[int]]:
     """Return ``count`` greedy tokens for each prompt, ``batch`` of them at a time as slots become free."""
     engine = Engine(model, slots=batch, context_tokens=512, prefill_tokens=128)
-    jobs = [
-        Job(
-            request=number,
-            tokens=list(prompt),
-            prompt_tokens=len(prompt),
-            tokens_out_max=count,
-            sampling=Sampling(),
-            stop_tokens=frozenset(),
-        )
-        for number, prompt in enumerate(prompts)
-    ]
-    for job in jobs:
-        engine.add(job)
-    while not engine.idle:
-        engine.step()
-    return [job.tokens[job.prompt_tokens :] for job in jobs]
+    return greedy.answers(engine, prompts, count)
 
 
 def equal_tokens(found: list[list[int]], golden: Sequence[Golden]) -> int:

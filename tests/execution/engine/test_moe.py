@@ -9,9 +9,8 @@ from node.execution.engine.engine import Engine
 from node.execution.engine.linears import PlainLinears
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.moe import ExpertLayer, StackedExperts
-from node.execution.engine.scheduler import Sequence
 from node.execution.shape import read_shape
-from protocol.task import Sampling
+from tests.execution.engine.greedy import answers
 from tests.execution.engine.test_llama import engine_logits
 from tests.execution.tiny_families import FAMILIES, GOLDEN, GREEDY_TOKENS, PROMPT, write_family
 
@@ -27,22 +26,7 @@ def load(folder: Path, family: str) -> Llama:
 
 def greedy(model: Llama, prompts: list[tuple[int, ...]]) -> list[list[int]]:
     engine = Engine(model, slots=len(prompts), context_tokens=64, prefill_tokens=10)
-    sequences = [
-        Sequence(
-            request=number,
-            tokens=list(prompt),
-            prompt_tokens=len(prompt),
-            tokens_out_max=GREEDY_TOKENS,
-            sampling=Sampling(),
-            stop_tokens=frozenset(),
-        )
-        for number, prompt in enumerate(prompts)
-    ]
-    for sequence in sequences:
-        engine.add(sequence)
-    while not engine.idle:
-        engine.step()
-    return [sequence.tokens[sequence.prompt_tokens :] for sequence in sequences]
+    return answers(engine, prompts, GREEDY_TOKENS)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["packed", "plain"])
