@@ -69,6 +69,14 @@ class VerbGroup(SoukGroup):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:  # what the verb returns
+        """Carry out a verb; a reader that has had enough is no failure, and click would make one of it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            _drop_output()
+            return Exit.DONE
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl([(name, help_line) for name, (_, help_line) in VERBS.items()])

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,16 @@ def test_full_disk_under_standard_output_ends_with_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(line, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, "souk: No space left on device\n")
+
+
+@pytest.mark.slow
+def test_verb_ends_quietly_with_0_when_nobody_reads_its_output() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "node.cli", "config", "schema"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_options_of_all_verbs_count_before_and_after_the_verb(daemon: FakeDaemon) -> None:
