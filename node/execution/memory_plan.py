@@ -12,6 +12,8 @@ from protocol.fields import Dtype
 
 SCORE_ROWS: Final = 32
 """Rows of logits that a check (``engine/score.py``) has at once."""
+ATTENTION_ROWS: Final = 64
+"""Queries of one block of a prompt's attention on the CPU (``engine/chunk_attention.py``)."""
 BYTES_OF: Final[dict[Dtype, int]] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 # Interpreter and torch: 230 MB on a CPU, and 62 MB of kernels compiled for the shapes they meet. For CUDA,
@@ -64,6 +66,8 @@ def plan_model(
     width = BYTES_OF[dtype]
     head_columns = (shape.heads + 2 * shape.kv_heads) * shape.head_size
     activations = prefill_tokens * width * (2 * shape.hidden + shape.feed_forward_columns + head_columns)
+    # Scores of a block and what they become: the CPU path.
+    block = 2 * ATTENTION_ROWS * shape.heads * context_tokens * width
     logits = max(slots, SCORE_ROWS) * shape.vocabulary * (width + 4)
     # A check of somebody's answer keeps keys and values of its own, so that it takes no job's slot.
     score = context_tokens * kv_bytes_per_token(shape, dtype)
@@ -74,7 +78,7 @@ def plan_model(
         context_tokens=context_tokens,
         weights_bytes=parameters * width + packed_twice,
         cache_bytes=slots * context_tokens * kv_bytes_per_token(shape, dtype),
-        working_bytes=activations + logits + score,
+        working_bytes=activations + block + logits + score,
     )
 
 

@@ -104,7 +104,7 @@ class Referee:
                 count = min(read - at, PREFILL_TOKENS) if at < read else 1
                 chunks, decodes = (((sequence, count),), ()) if at < read else ((), (sequence,))
                 plan = Plan(decodes=decodes, chunks=chunks)
-                attention = StepAttention(plan, cache, model.shape, CPU)
+                attention = StepAttention(plan, cache, CPU)
                 positions = torch.arange(at, at + count)
                 rows.append(model.forward(torch.tensor(tokens[at : at + count]), positions, attention.attend))
                 sequence.cached += count

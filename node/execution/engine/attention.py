@@ -12,46 +12,66 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
 from torch import Tensor
 
+from node.execution.engine.chunk_attention import ChunkAttention
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.scheduler import Plan
-from node.execution.shape import LlamaShape
 
 _CALL_TOKENS: Final = {"cpu": 128, "cuda": 1 << 20}
 """How many tokens of padding cost what another call costs: 15 us on a core; on CUDA calls are the dearer ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Span:
-    """Rows of the pass that attend to slots in one call."""
+class _Decodes:
+    """Rows of the pass that attend to a run of slots in one call, a row each."""
 
     rows: slice
     held: tuple[Tensor, ...]
     """For each layer (2, slots, KV heads, longest, head size): keys and values, read where they lie."""
     mask: Tensor | None
-    """What of it each row may see; None where that is all, or what came before in a prompt's first chunk."""
-    is_decode: bool
+    """What of it each row may see; None where that is all."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        keys, values = self.held[layer].unbind(0)
+        n, heads, size = q.shape
+        kv_heads = keys.shape[1]
+        # The query heads that share a key head stand where the query length goes: no copy of keys per head.
+        grouped = q.reshape(n, kv_heads, heads // kv_heads, size)
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=self.mask).reshape(n, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Rows of the pass that are the next tokens of one slot's prompt."""
+
+    rows: slice
+    held: tuple[Tensor, ...]
+    """As ``_Decodes.held``, of one slot."""
+    attention: ChunkAttention
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        keys, values = self.held[layer]
+        return self.attention.attend(q, keys[0], values[0])
 
 
 class StepAttention:
     """Positions, masks and slots of one plan; call ``attend`` once for each layer."""
 
-    def __init__(self, plan: Plan, cache: KvCache, shape: LlamaShape, device: torch.device) -> None:
-        self._cache, self._shape, self._device = cache, shape, device
+    def __init__(self, plan: Plan, cache: KvCache, device: torch.device) -> None:
+        self._cache, self._device = cache, device
         assert [sequence.slot for sequence in plan.decodes] == sorted(sequence.slot for sequence in plan.decodes)
         lengths = [sequence.cached + 1 for sequence in plan.decodes]
         slots = [sequence.slot for sequence in plan.decodes]
         targets = [slot * cache.context_tokens + length - 1 for slot, length in zip(slots, lengths, strict=True)]
-        self._spans = [
-            self._decode_span(run, slots[run.start], lengths[run])
+        self._spans: list[_Decodes | _Chunk] = [
+            self._decodes(run, slots[run.start], lengths[run])
             for run in runs_of(slots, lengths, call_tokens=_CALL_TOKENS[device.type])
         ]
         for sequence, tokens in plan.chunks:
             row, start, end = len(targets), sequence.cached, sequence.cached + tokens
             first = sequence.slot * cache.context_tokens
             targets += range(first + start, first + end)
-            mask = None if start == 0 else _chunk_mask(start, end, device)
             held = self._held(sequence.slot, 1, end)
-            self._spans.append(_Span(slice(row, row + tokens), held, mask, is_decode=False))
+            self._spans.append(_Chunk(slice(row, row + tokens), held, ChunkAttention(start, end, device)))
         self._targets = torch.tensor(targets, device=device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -59,29 +79,15 @@ class StepAttention:
         keys, values = self._cache.rows[layer].unbind(0)
         keys.index_copy_(0, self._targets, k)
         values.index_copy_(0, self._targets, v)
-        mixed = [self._attend_span(span, layer, q[span.rows]) for span in self._spans]
+        mixed = [span.attend(layer, q[span.rows]) for span in self._spans]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
 
-    def _attend_span(self, span: _Span, layer: int, q: Tensor) -> Tensor:
-        keys, values = span.held[layer].unbind(0)
-        n, shape = len(q), self._shape
-        if not span.is_decode:
-            q = q.transpose(0, 1)[None]
-            causal = span.mask is None
-            mixed = F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=span.mask, is_causal=causal, enable_gqa=True
-            )
-            return mixed[0].transpose(0, 1).reshape(n, -1)
-        # The query heads that share a key head stand where the query length goes: no copy of keys per head.
-        grouped = q.reshape(n, shape.kv_heads, shape.heads // shape.kv_heads, shape.head_size)
-        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=span.mask).reshape(n, -1)
-
-    def _decode_span(self, run: slice, slot: int, lengths: Items[int]) -> _Span:
+    def _decodes(self, run: slice, slot: int, lengths: Items[int]) -> _Decodes:
         longest, mask = max(lengths), None
         if min(lengths) < longest:
             allowed = torch.tensor(lengths, device=self._device)[:, None]
             mask = (torch.arange(longest, device=self._device) < allowed)[:, None, None]
-        return _Span(run, self._held(slot, len(lengths), longest), mask, is_decode=True)
+        return _Decodes(run, self._held(slot, len(lengths), longest), mask)
 
     def _held(self, slot: int, count: int, longest: int) -> tuple[Tensor, ...]:
         return self._cache.held[:, :, slot : slot + count, :longest].transpose(3, 4).unbind(0)
@@ -102,7 +108,3 @@ def runs_of(slots: Items[int], lengths: Items[int], *, call_tokens: int) -> list
         else:
             longest, padding = max(longest, length), grown
     return [*runs, slice(start, len(lengths))] if lengths else runs
-
-
-def _chunk_mask(start: int, end: int, device: torch.device) -> Tensor:
-    return torch.arange(end, device=device) <= torch.arange(start, end, device=device)[:, None]

@@ -131,7 +131,7 @@ class Engine:
         for sequence, count in plan.chunks:
             tokens += sequence.tokens[sequence.cached : sequence.cached + count]
             positions += range(sequence.cached, sequence.cached + count)
-        attention = StepAttention(plan, self._cache, model.shape, device)
+        attention = StepAttention(plan, self._cache, device)
         hidden = model.forward(
             torch.tensor(tokens, device=device), torch.tensor(positions, device=device), attention.attend
         )

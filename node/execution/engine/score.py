@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
 from torch import Tensor
 
+from node.execution.engine.chunk_attention import ChunkAttention
 from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS, Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama
 from node.execution.engine.sampling import gumbel_noise
@@ -78,22 +78,12 @@ class LlamaReader:
     def read(self, tokens: list[int]) -> Tensor:
         device, start, end = self._model.device, self._count, self._count + len(tokens)
         positions = torch.arange(start, end, device=device)
-        mask = None if start == 0 else torch.arange(end, device=device) <= positions[:, None]
+        attention = ChunkAttention(start, end, device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._keys[layer, :, start:end], self._values[layer, :, start:end] = (
-                k.transpose(0, 1),
-                v.transpose(0, 1),
-            )
-            mixed = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None],
-                self._keys[layer, None, :, :end],
-                self._values[layer, None, :, :end],
-                attn_mask=mask,
-                is_causal=mask is None,
-                enable_gqa=True,
-            )
-            return mixed[0].transpose(0, 1).reshape(end - start, -1)
+            keys, values = self._keys[layer], self._values[layer]
+            keys[:, start:end], values[:, start:end] = k.transpose(0, 1), v.transpose(0, 1)
+            return attention.attend(q, keys[:, :end], values[:, :end])
 
         self._count = end
         self._hidden = self._model.forward(torch.tensor(tokens, device=device), positions, attend)

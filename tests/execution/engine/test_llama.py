@@ -74,7 +74,7 @@ def engine_logits(model: Llama, tokens: list[int], chunks: list[int]) -> Tensor:
     with torch.inference_mode():
         for count in chunks:
             start = sequence.cached
-            attention = StepAttention(Plan(decodes=(), chunks=((sequence, count),)), cache, model.shape, CPU)
+            attention = StepAttention(Plan(decodes=(), chunks=((sequence, count),)), cache, CPU)
             positions = torch.arange(start, start + count)
             rows.append(model.forward(torch.tensor(tokens[start : start + count]), positions, attention.attend))
             sequence.cached += count
