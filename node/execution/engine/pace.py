@@ -14,8 +14,9 @@ TOKENS_MIN: Final = 16
 """Prompts go on however slow the machine is, and a chunk below this says little about the cost of a token."""
 # Before anything was measured: 32 tokens of a model of 135 million weights take 50 ms on one core.
 _TOKENS_FIRST: Final = 32
-# Of the promise, what is planned: passes of one size differ by a tenth on a quiet machine.
-_SHARE: Final = 0.7
+# Of the promise, what is planned: passes of one size differ by a tenth on a quiet machine, and by a third where
+# others use the memory beside.
+_SHARE: Final = 0.6
 # Few enough to follow a prompt whose later tokens cost more.
 _PASSES: Final = 5
 

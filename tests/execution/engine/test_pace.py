@@ -75,6 +75,6 @@ def test_promise_decides_the_size_of_chunks() -> None:
         pace.note(CHATS, 200, 0.23)
         return pace.budget(CHATS)
 
-    # Seven tenths of the promise, less what the decodes take.
-    assert chunk(0.1) == pytest.approx(40, abs=1)
-    assert chunk(0.4) == pytest.approx(250, abs=1)
+    # Six tenths of the promise, less what the decodes take.
+    assert chunk(0.1) == pytest.approx(30, abs=1)
+    assert chunk(0.4) == pytest.approx(210, abs=1)
