@@ -31,7 +31,6 @@ CONTEXT: Final = 640
 SLOTS: Final = max(BATCHES)
 COUNT: Final = 33
 """New tokens of a decode measurement, the first included."""
-START_S: Final = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +43,7 @@ class Arm:
 
 @dataclass(slots=True)
 class Samples:
-    """What one arm was measured at, a sample a round; processor seconds where ``cpu`` says so."""
+    """What one arm was measured at, a sample a round, by the clock that was asked for."""
 
     rates: dict[int, list[float]] = field(default_factory=dict)
     first_ms: list[float] = field(default_factory=list)
@@ -96,8 +95,8 @@ def arms(peers: Path, folder: Path, threads: int, wanted: set[str]) -> list[Arm]
 
     every = [
         Arm(name="souk", command=(own, program("own.py"), str(folder), at, *sizes)),
-        Arm(name="transformers", command=(hf, program("hf.py"), str(folder), at, "generate", str(CONTEXT))),
-        Arm(name="transformers-cb", command=(hf, program("hf.py"), str(folder), at, "continuous", str(CONTEXT))),
+        Arm(name="transformers", command=(hf, program("hf.py"), str(folder), at, *sizes, "generate")),
+        Arm(name="transformers-cb", command=(hf, program("hf.py"), str(folder), at, *sizes, "continuous")),
         Arm(name="vllm", command=(vllm, program("vllm_cpu.py"), str(folder), at, *sizes, "eager")),
         Arm(name="vllm-compiled", command=(vllm, program("vllm_cpu.py"), str(folder), at, *sizes, "compiled")),
         Arm(
