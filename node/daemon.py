@@ -30,7 +30,6 @@ from node.config import Config
 from node.discovery.directory import Directory
 from node.discovery.discovery import AdvertLife, Discovery
 from node.execution.gpu_readings import GpuReader
-from node.execution.measurements import Measurements
 from node.execution.pool import WorkerPool
 from node.home import ApiInfo, Home
 from node.keystore import Ed25519Signer, KeyFile
@@ -155,7 +154,7 @@ class _Daemon:
             store,
             serve_models,
             metrics=party.metrics,
-            measurements=Measurements(home.measurements_path),
+            home=home,
         )
         self._shelf = Shelf(self._pool, store, Holds(store.root))
         self._served = False

@@ -74,6 +74,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def compiled_path(self) -> Path:
+        """Programs that were compiled for this machine."""
+        return self.path / "compiled"
+
+    @property
     def measurements_path(self) -> Path:
         return self.path / "measurements.json"
 

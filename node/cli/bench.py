@@ -61,7 +61,6 @@ def _measure_here(
     from node.api.bench_routes import bench_answer
     from node.config_file import ConfigSource
     from node.errors import JobRefusedError, ModelError
-    from node.execution.measurements import Measurements
     from node.execution.pool import WorkerPool
     from node.logs import set_up_logging
     from node.models.store import ModelStore
@@ -76,7 +75,7 @@ def _measure_here(
     with home.locked():
         try:
             serve = serve if model is None else (store.find(model).name,)
-            pool = WorkerPool(worker, store, serve, measurements=Measurements(home.measurements_path))
+            pool = WorkerPool(worker, store, serve, home=home)
             capacity = trio.run(_measure, pool, seconds)
         except (JobRefusedError, ModelError) as exc:
             raise CliError(str(exc), Exit.UNKNOWN) from exc

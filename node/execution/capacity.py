@@ -12,7 +12,8 @@ import trio
 
 from node.errors import ExecutionError
 from node.execution.interface import DeviceReport, ServedModel
-from node.execution.loading import DeviceModels, measure_model, measure_rates
+from node.execution.loading import DeviceModels
+from node.execution.measuring import measure_model, measure_rates
 from node.execution.memory_plan import MATMUL_SIDE, READ_BYTES, matmul_bytes
 from node.execution.residency import DEVICE_BUSY
 from node.execution.worker_process import WorkerProcess

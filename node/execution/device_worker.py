@@ -18,7 +18,8 @@ from node.execution.frames import Ready, Setup
 from node.execution.interface import DeviceReport, ServedModel
 from node.execution.inventory import DeviceNow
 from node.execution.jail import Jail
-from node.execution.loading import DeviceModels, DeviceSetup, ModelLoader, measure_model, probe_device
+from node.execution.loading import DeviceModels, DeviceSetup, ModelLoader
+from node.execution.measuring import measure_model, probe_device
 from node.execution.memory_plan import FIXED_BYTES, device_budget
 from node.execution.model_fit import LocalModel
 from node.execution.quarantine import Quarantine

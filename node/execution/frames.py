@@ -20,6 +20,9 @@ FRAME_BYTES_MAX: Final = 8 << 20
 _LENGTH: Final = struct.Struct(">I")
 FINGERPRINT_BYTES_MAX: Final = 32 << 10
 """Of one answer: its first 2,048 tokens."""
+SDPA: Final = "sdpa"
+COMPILED: Final = "compiled"
+"""What computes, as profiles name it: torch; and torch beside a decode step that this node compiled."""
 
 # A worker that was turned must not make the daemon break its own rules: what ends in messages to peers has their
 # bounds here already.
@@ -68,6 +71,8 @@ class Load(Frame, frozen=True, kw_only=True):
     vllm: VllmUse | None = None
     """For text; ``None``: the worker computes it itself."""
     cuda_graphs: bool = False
+    decode_library: str = ""
+    """The compiled decode step (``node.execution.decode_library``); empty: torch decodes."""
 
 
 class Unload(Frame, frozen=True, kw_only=True):
@@ -176,7 +181,7 @@ class Ready(Frame, frozen=True, kw_only=True):
 
 class Loaded(Frame, frozen=True, kw_only=True):
     request: int
-    kernels: str = "sdpa"
+    kernels: str = SDPA
     """What computes it, as profiles name it; of another runtime than torch, that and its version."""
 
 

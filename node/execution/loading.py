@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -17,22 +18,12 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
 from node.execution.energy import EnergyBook, device_counter
-from node.execution.frames import (
-    DeviceMeasured,
-    Load,
-    Loaded,
-    Measure,
-    Measured,
-    MeasureDevice,
-    Probe,
-    Probed,
-    Ready,
-    Unload,
-)
+from node.execution.frames import COMPILED, SDPA, Load, Loaded, Ready, Unload
 from node.execution.interface import DeviceReport, ServedModel
 from node.execution.inventory import DeviceNow
 from node.execution.job_meter import JobMeter
 from node.execution.measurements import Delivered, DeviceRates, Measurements
+from node.execution.measuring import measure_model, measure_rates
 from node.execution.memory_plan import (
     FIXED_BYTES,
     MemoryPlan,
@@ -41,13 +32,20 @@ from node.execution.memory_plan import (
     fit_slots,
     with_slots,
 )
-from node.execution.model_fit import PREFILL_TOKENS, SDPA, VLLM, Fit, LocalModel, choose_dtype, fit_model, vllm_use
+from node.execution.model_fit import (
+    PREFILL_TOKENS,
+    VLLM,
+    Fit,
+    LocalModel,
+    choose_dtype,
+    fit_model,
+    vllm_use,
+)
 from node.execution.residency import MEMORY, Residency
 from node.execution.seats import Seats
 from node.execution.worker_process import Request, WorkerProcess
 from node.execution.worker_rules import WorkerRules
 from node.metrics import Metrics
-from protocol.fields import Dtype
 from protocol.profile import Profile
 from protocol.task import GENERATE
 from protocol.units import ModelId
@@ -73,6 +71,8 @@ class DeviceSetup:
     measurements: Measurements = field(default_factory=Measurements)
     readable: tuple[str, ...] = ()
     """Folders that a worker in the jail may read beside its own libraries: where models lie."""
+    decode_library: Path | None = None
+    """The compiled decode step (``decode_library.py``); None: torch decodes."""
 
 
 class ModelLoader:
@@ -127,6 +127,7 @@ class ModelLoader:
             choose_dtype(setup.config.dtype, ready.dtypes),
             f"{setup.threads} threads",
             *((f"vllm on {setup.choice.cards}",) if setup.config.vllm_python else ()),
+            *((setup.decode_library.stem,) if setup.decode_library else ()),
         )
         setup.measurements.under(setup.choice.name, "; ".join(conditions))
 
@@ -299,7 +300,7 @@ class DeviceModels:
         if self._loader.speed(model.model_id) is not None:
             fit = await self._fit(model)
             # Another program's version stands in the profile, which a quote and its receipt must both say.
-            is_known = fit.attention == SDPA or model.model_id in self._loader.kernels
+            is_known = fit.attention in (SDPA, COMPILED) or model.model_id in self._loader.kernels
             alone = self._alone(fit)
             if is_known and fit_slots(alone, self._residency.free_bytes) is None:
                 self._note(fit, alone)
@@ -320,7 +321,11 @@ class DeviceModels:
 
     async def _fit(self, model: LocalModel) -> Fit:
         setup = self._loader.setup
-        return await trio.to_thread.run_sync(fit_model, model, setup.config, setup.choice.kind, self._ready.dtypes)
+        has_library = setup.decode_library is not None
+        fit = partial(
+            fit_model, model, setup.config, setup.choice.kind, self._ready.dtypes, has_library=has_library
+        )
+        return await trio.to_thread.run_sync(fit)
 
     def _alone(self, fit: Fit) -> MemoryPlan:
         """Return the plan of a model as if it were alone beside the pinned ones. Raises: ExecutionError."""
@@ -355,6 +360,7 @@ class DeviceModels:
                     memory_bytes_max=0 if config.vllm_python else config.memory_bytes_max,
                     vllm=vllm_use(config, self._loader.setup.choice) if fit.attention == VLLM else None,
                     cuda_graphs=config.cuda_graphs,
+                    decode_library=str(self._loader.setup.decode_library) if fit.attention == COMPILED else "",
                 )
                 began = trio.current_time()
                 await request.send(load)
@@ -441,41 +447,3 @@ class DeviceModels:
             kernels="paged" if is_own else kernels,
             sampler="own" if is_own else "spec",
         )
-
-
-async def probe_device(process: WorkerProcess, ready: Ready, config: WorkerSection) -> None:
-    """Let the device compute what is known, in fp32 and in the dtype that is served.
-
-    Raises:
-        ExecutionError, WorkerDiedError: it did not, or nobody knows.
-    """
-    with process.open_request(1) as request:
-        await request.send(Probe(request=request.number, dtype=choose_dtype(config.dtype, ready.dtypes)))
-        answer = await request.receive()
-    assert isinstance(answer, Probed)
-
-
-async def measure_model(process: WorkerProcess, model_id: ModelId) -> Measured:
-    """Return how fast the device and this model are now.
-
-    Raises:
-        ExecutionError, WorkerDiedError: it could not be measured.
-    """
-    with process.open_request(1) as request:
-        await request.send(Measure(request=request.number, model=model_id))
-        answer = await request.receive()
-    assert isinstance(answer, Measured)
-    return answer
-
-
-async def measure_rates(process: WorkerProcess, dtype: Dtype, memory_bytes: int) -> DeviceRates:
-    """Return what the device does now, whatever its model, measured in so much of its memory.
-
-    Raises:
-        ExecutionError, WorkerDiedError: it could not be measured.
-    """
-    with process.open_request(1, silence_s_max=LOAD_S_MAX) as request:
-        await request.send(MeasureDevice(request=request.number, dtype=dtype, memory_bytes=memory_bytes))
-        answer = await request.receive()
-    assert isinstance(answer, DeviceMeasured)
-    return DeviceRates(matmul_gflops=answer.matmul_gflops, read_mb_per_s=answer.read_mb_per_s)

@@ -10,15 +10,14 @@ from typing import Final, Literal, Protocol
 from node.config import WorkerSection
 from node.errors import ExecutionError
 from node.execution.devices import DeviceChoice
-from node.execution.frames import VllmUse
+from node.execution.frames import COMPILED, SDPA, VllmUse
 from node.execution.memory_plan import MemoryPlan, kv_bytes_per_token, plan_items, plan_model
-from node.execution.shape import read_decoder_shape
+from node.execution.shape import DecoderShape, LlamaShape, read_decoder_shape
 from protocol.fields import Dtype, Task
 from protocol.task import GENERATE
 from protocol.tasks.registry import INPUTS
 from protocol.units import ModelId
 
-SDPA: Final = "sdpa"
 VLLM: Final = "vllm"
 # Prompt tokens in one pass at most, which bounds its memory; beside running answers the engine takes fewer. A
 # core reads 512 tokens of a small model in 0.8 s, and more at once is no faster. The figure for CUDA is taken
@@ -62,9 +61,14 @@ class Fit:
 
 
 def fit_model(
-    model: LocalModel, config: WorkerSection, kind: Literal["cuda", "cpu"], dtypes: tuple[Dtype, ...]
+    model: LocalModel,
+    config: WorkerSection,
+    kind: Literal["cuda", "cpu"],
+    dtypes: tuple[Dtype, ...],
+    *,
+    has_library: bool = False,
 ) -> Fit:
-    """Return what a model takes on a device that computes in ``dtypes``. Blocks.
+    """Return what a model takes on a device that computes in ``dtypes``, and may have a compiled step. Blocks.
 
     Raises:
         ModelError, ExecutionError: it cannot be served there, whatever room there is.
@@ -79,6 +83,8 @@ def fit_model(
             attention = VLLM
         elif shape.backend != "torch":
             attention = shape.backend
+        elif has_library and decodes_compiled(shape, kind, dtype):
+            attention = COMPILED
         per_token = kv_bytes_per_token(shape, dtype)
         largest = plan_model(
             shape,
@@ -100,6 +106,11 @@ def fit_model(
         dtype=dtype,
         largest=largest,
     )
+
+
+def decodes_compiled(shape: DecoderShape, kind: Literal["cuda", "cpu"], dtype: Dtype) -> bool:
+    """Return whether ``engine/decode.c`` computes this model: dense, in bf16, on a CPU."""
+    return kind == "cpu" and dtype == "bf16" and isinstance(shape, LlamaShape) and shape.experts is None
 
 
 def vllm_use(config: WorkerSection, choice: DeviceChoice) -> VllmUse:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Protocol
 
 import trio
@@ -18,6 +19,7 @@ from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
 from node.execution.capacity import Capacity, measure_capacity
+from node.execution.decode_library import compile_decode
 from node.execution.device_worker import Changes, DeviceWorker
 from node.execution.devices import (
     DeviceChoice,
@@ -39,6 +41,7 @@ from node.execution.residency import MEMORY, MODEL_BUSY
 from node.execution.worker_process import Request
 from node.execution.worker_rules import WorkerRules
 from node.execution.worker_state import WorkerState
+from node.home import Home
 from node.metrics import Metrics
 from node.model_names import names_model
 from protocol.fields import Task
@@ -82,10 +85,15 @@ class WorkerPool:
         *,
         rules: WorkerRules = _RULES,
         metrics: Metrics | None = None,
-        measurements: Measurements | None = None,
+        home: Home | None = None,
     ) -> None:
-        """Without ``metrics`` nobody looks at what is counted; without ``measurements`` each start measures."""
-        self._measurements = Measurements() if measurements is None else measurements
+        """Without ``metrics`` nobody looks at what is counted; ``home`` keeps what was measured and compiled.
+
+        Without a home each start measures, and nothing is compiled.
+        """
+        self._home = home
+        self._measurements = Measurements(None if home is None else home.measurements_path)
+        self._decode_library: Path | None = None
         self.metrics = Metrics() if metrics is None else metrics
         self._config, self._store, self._serve = config, store, serve
         # A node that serves its CPU by choice does not load the driver.
@@ -106,6 +114,7 @@ class WorkerPool:
         """
         models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
         await trio.to_thread.run_sync(self._measurements.read)
+        self._decode_library = await self._compile()
         self._workers = (
             tuple(DeviceWorker(setup, self._changes) for setup in self._setups(models)) if models else ()
         )
@@ -123,6 +132,16 @@ class WorkerPool:
             for held in self._held.values():
                 held.lease.close()
             self._held.clear()
+
+    async def _compile(self) -> Path | None:
+        """Return the compiled decode step where one is wanted and can be had."""
+        if not self._config.compiled_decode or self._home is None:
+            return None
+        try:
+            return await compile_decode(self._home.compiled_path)
+        except (ExecutionError, OSError) as exc:
+            log.warning("decoding is not compiled", extra={"cause": str(exc)})
+            return None
 
     async def _follow_devices(self, nursery: trio.Nursery) -> None:
         """Look at the devices every few seconds: nothing tells when memory is taken, or a card comes or goes."""
@@ -401,6 +420,7 @@ class WorkerPool:
     def _setup(
         self, choice: DeviceChoice, models: tuple[LocalModel, ...], nvml: tuple[NvmlDevice, ...]
     ) -> DeviceSetup:
+        library = self._decode_library if choice.kind == "cpu" else None
         threads = self._config.threads or max(1, len(os.sched_getaffinity(0)) - 1)
         return DeviceSetup(
             choice=choice,
@@ -412,8 +432,9 @@ class WorkerPool:
             metrics=self.metrics,
             rules=self._rules,
             # The store itself: what is added to it later lies there too.
-            readable=tuple({str(model.folder.parent) for model in models}),
+            readable=(*{str(model.folder.parent) for model in models}, *([str(library)] if library else [])),
             measurements=self._measurements,
+            decode_library=library,
         )
 
 

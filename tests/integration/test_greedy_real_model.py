@@ -7,11 +7,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import trio
 
+from node.execution.decode_library import compile_decode
+from node.execution.engine.compiled_decode import CompiledDecode
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import Llama, load_llama
 from node.execution.engine.text import TextCodec, load_codec
@@ -70,9 +74,13 @@ def fp32(folder: Path) -> Llama:
     return load_llama(folder, read_shape(folder), device=CPU, dtype=torch.float32)
 
 
-def answers(model: Llama, prompts: Sequence[list[int]], count: int, *, batch: int) -> list[list[int]]:
+def answers(
+    model: Llama, prompts: Sequence[list[int]], count: int, *, batch: int, library: Path | None = None
+) -> list[list[int]]:
     """Return ``count`` greedy tokens for each prompt, ``batch`` of them at a time as slots become free."""
     engine = Engine(model, slots=batch, context_tokens=512, prefill_tokens=128)
+    if library is not None:
+        engine.decode_by(partial(CompiledDecode, library))
     return greedy.answers(engine, prompts, count)
 
 
@@ -122,7 +130,7 @@ def test_answers_are_those_of_transformers_alone_and_in_a_batch(
 
 @pytest.mark.deep
 def test_every_bf16_token_is_within_the_margin_of_other_prompts(
-    folder: Path, golden: list[Golden], figure: Figure
+    folder: Path, golden: list[Golden], tmp_path: Path, figure: Figure
 ) -> None:
     referee = Referee(folder, torch.bfloat16)
     referee.load()
@@ -130,33 +138,37 @@ def test_every_bf16_token_is_within_the_margin_of_other_prompts(
     prompts, count = [it.prompt for it in golden], len(golden[0].tokens)
     alone = [answers(model, [prompt], count, batch=1)[0] for prompt in prompts]
     together = answers(model, prompts, count, batch=BATCH)
+    plain = load_llama(folder, read_shape(folder), device=CPU, dtype=torch.bfloat16, plain_layers=True)
+    compiled = answers(plain, prompts, count, batch=BATCH, library=trio.run(compile_decode, tmp_path))
     calibrated, fresh = golden[::2], range(1, len(golden), 2)
     margin = referee.honest_margin(
         [Answer(prompt=it.prompt, tokens=tokens) for it, tokens in zip(calibrated, alone[::2], strict=True)]
     )
-    short: dict[str, list[float]] = {"alone": [], "batch": []}
+    short: dict[str, list[float]] = {"alone": [], "batch": [], "compiled": []}
     seconds = 0
     for number in fresh:
-        for way, found in (("alone", alone), ("batch", together)):
+        for way, found in (("alone", alone), ("batch", together), ("compiled", compiled)):
             logits = referee.prefill(Answer(prompt=prompts[number], tokens=found[number]))
             short[way] += shortfalls(logits, found[number])
             best = logits.topk(2).values
             seconds += int(((best[:, 0] - best[:, 1]) > margin).sum())
-    every = short["alone"] + short["batch"]
+    every = [*short["alone"], *short["batch"], *short["compiled"]]
     figure(
         "greedy bf16, honest margin",
         f"{margin:.3f} (logits; calibrated on {len(calibrated)} answers x {count} tokens)",
     )
     figure(
         "greedy bf16, answers of other prompts",
-        f"{sum(it > margin for it in every)} of {len(every)} tokens outside the margin, alone and in a batch of"
-        f" {BATCH}; furthest {max(every):.3f} behind the best; the second-best token would have been outside at"
+        f"{sum(it > margin for it in every)} of {len(every)} tokens outside the margin, alone, in a batch of"
+        f" {BATCH}, and in one by the compiled step; furthest {max(every):.3f} behind the best,"
+        f" {max(short['compiled']):.3f} by the compiled step; the second-best token would have been outside at"
         f" {seconds}",
     )
     same = sum(alone[number] == together[number] for number in range(len(golden)))
     figure("greedy bf16, alone beside a batch of 16", f"{same} of {len(golden)} answers identical")
     figure(
         "greedy bf16, beside transformers in fp32",
-        f"{equal_tokens(alone, golden)} of {len(golden) * count} tokens equal before an answer's first difference",
+        f"{equal_tokens(alone, golden)} of {len(golden) * count} tokens equal before an answer's first difference,"
+        f" {equal_tokens(compiled, golden)} by the compiled step",
     )
     assert max(every) <= margin

@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -16,6 +17,7 @@ from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
 from node.execution.interface import Piece, Prompt
 from node.execution.pool import WorkerPool
 from node.execution.worker_rules import WorkerRules
+from node.home import Home
 from node.models.store import ModelStore, StoredModel
 from protocol.task import ChatMessage, GenerateInput, Sampling
 from protocol.units import ModelId
@@ -277,6 +279,24 @@ async def test_model_that_cannot_be_loaded_leaves_the_others(
         nursery.cancel_scope.cancel()
     left_out = {record.__dict__["model"] for record in caplog.records if record.message == "model left out"}
     assert left_out == {"broken", "gpt", "absent"}
+
+
+async def test_node_without_a_compiler_decodes_by_torch_and_says_why(
+    store: ModelStore,
+    tiny: StoredModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("CC", "/bin/false")
+    config = msgspec.structs.replace(CONFIG, dtype="bf16", compiled_decode=True)
+    pool = WorkerPool(config, store, ("tiny",), home=Home(tmp_path))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(pool.run)
+        assert [model.profile.endswith("bf16; sdpa") for model in pool.models()] == [True]
+        nursery.cancel_scope.cancel()
+    causes = [it.__dict__["cause"] for it in caplog.records if it.message == "decoding is not compiled"]
+    assert len(causes) == 1 and "CC" in causes[0] and "worker.compiled_decode" in causes[0]
 
 
 async def test_device_that_torch_does_not_see_serves_nothing_and_says_why(

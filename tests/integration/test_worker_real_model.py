@@ -10,8 +10,10 @@ import trio
 from node.config import WorkerSection
 from node.execution.interface import Piece
 from node.execution.pool import WorkerPool
+from node.home import Home
 from node.models.import_demo import DEMO_MODEL
 from node.models.store import ModelStore
+from protocol.profile import read_profile
 from protocol.task import ChatMessage, GenerateInput, Sampling
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.real_model]
@@ -38,14 +40,23 @@ def test_conversion_gives_the_known_bytes(store: ModelStore) -> None:
     store.verify(model)
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-async def test_chat_model_knows_the_capital_of_france(store: ModelStore, dtype: str) -> None:
-    pool = WorkerPool(WorkerSection(devices="cpu", dtype=dtype), store, (DEMO_MODEL,))
+@pytest.mark.parametrize(
+    ("dtype", "kernels"),
+    [("fp32", "sdpa"), ("bf16", "sdpa"), ("bf16", "compiled")],
+    ids=["fp32", "bf16", "compiled"],
+)
+async def test_chat_model_knows_the_capital_of_france(
+    store: ModelStore, dtype: str, kernels: str, tmp_path: Path
+) -> None:
+    config = WorkerSection(devices="cpu", dtype=dtype, compiled_decode=kernels == "compiled")
+    pool = WorkerPool(config, store, (DEMO_MODEL,), home=Home(tmp_path))
     question = GenerateInput(messages=(ChatMessage(role="user", content="Which city is the capital of France?"),))
     sink, pieces = trio.open_memory_channel[Piece](33)
     with trio.fail_after(120):
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
+            profiles = [read_profile(model.profile) for model in pool.models()]
+            assert [profile and profile.kernels for profile in profiles] == [kernels]
             prompt = await pool.prepare("k", store.find(DEMO_MODEL).model_id, question, 32)
             await pool.generate(prompt, Sampling(), tokens_out_max=32, sink=sink)
             nursery.cancel_scope.cancel()

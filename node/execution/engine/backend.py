@@ -6,18 +6,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
 import torch
 
+from node.execution.engine.compiled_decode import CompiledDecode
 from node.execution.engine.cuda_graphs import CudaGraphs
 from node.execution.engine.engine import Chosen, Engine
 from node.execution.engine.llama import load_llama
 from node.execution.engine.scheduler import Sequence
 from node.execution.engine.score import LlamaReader, Scores
+from node.execution.engine.static_decode import StaticDecode
 from node.execution.engine.vllm_backend import VllmEngine, load_vllm
-from node.execution.frames import Load, VllmUse
+from node.execution.frames import COMPILED, SDPA, Load, VllmUse
 from node.execution.shape import DecoderShape, LlamaShape, read_decoder_shape
 
 TORCH_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,7 +62,7 @@ class Backend:
     engine: TokenEngine
     scores: Scores | None
     """``None``: it cannot re-check answers."""
-    kernels: str = "sdpa"
+    kernels: str = SDPA
     """As ``frames.Loaded`` names them."""
     close: Callable[[], None] = lambda: None
     """Ends what would outlive the model's memory."""
@@ -100,7 +103,8 @@ def load_backend(load: Load, device: torch.device) -> Backend:
             ),
             kernels=other.kernels,
         )
-    model = load_llama(folder, shape, device=device, dtype=dtype)
+    library = Path(load.decode_library) if load.decode_library else None
+    model = load_llama(folder, shape, device=device, dtype=dtype, plain_layers=library is not None)
     engine = Engine(
         model,
         slots=load.slots,
@@ -110,7 +114,9 @@ def load_backend(load: Load, device: torch.device) -> Backend:
     )
     # Not for experts: how many rows each one has is a shape.
     if load.cuda_graphs and device.type == "cuda" and shape.experts is None:
-        engine.record(CudaGraphs(device))
+        engine.decode_by(lambda model, cache: StaticDecode(model, cache, CudaGraphs(device)))
+    if library is not None:
+        engine.decode_by(partial(CompiledDecode, library))
     return Backend(
         model=model,
         engine=engine,
@@ -119,6 +125,7 @@ def load_backend(load: Load, device: torch.device) -> Backend:
             tokens_alone=load.prefill_tokens,
             tokens_beside=beside,
         ),
+        kernels=SDPA if library is None else COMPILED,
     )
 
 

@@ -3,8 +3,11 @@
 Synchronous and single-threaded. Text, stop strings and processes are other modules' business.
 """
 
+from collections.abc import Callable
+from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +19,6 @@ from node.execution.engine.llama import Llama
 from node.execution.engine.pace import INTER_TOKEN_S, PrefillPace
 from node.execution.engine.sampling import choose
 from node.execution.engine.scheduler import Plan, Scheduler, Sequence
-from node.execution.engine.static_decode import Recorder, StaticDecode
 from protocol.task import FinishReason
 
 
@@ -29,6 +31,13 @@ class Chosen:
     finish: FinishReason | None
     mark: bytes = b""
     """Of the hidden states that predict it (``fingerprint.py``); empty where the engine does not show them."""
+
+
+class Decoder(Protocol):
+    """Another way to compute a step that reads no prompts."""
+
+    def run(self, decodes: Items[Sequence]) -> Tensor | None:
+        """Return the last hidden states (N, D); ``None``, with nothing done, for a step that it does not take."""
 
 
 class Engine:
@@ -50,7 +59,7 @@ class Engine:
         )
         self._pace = PrefillPace(tokens_max=prefill_tokens, inter_token_s=inter_token_s)
         self._scheduler = Scheduler(slots=slots, pace=self._pace)
-        self._static: StaticDecode | None = None
+        self._decoder: Decoder | None = None
         self._last_end: float | None = None
         """When the last pass ended, if answers run since: they have waited from then."""
 
@@ -73,11 +82,11 @@ class Engine:
         """Prompt tokens that were found in the cache since the start."""
         return self._scheduler.reused_tokens
 
-    def record(self, recorder: Recorder) -> None:
-        """Decode by steps that ``recorder`` makes wherever no prompt is read beside; nothing may run yet."""
+    def decode_by(self, make: Callable[[Llama, KvCache], Decoder]) -> None:
+        """Let what ``make`` returns decode wherever no prompt is read beside; nothing may run yet."""
         assert self.idle
         with torch.inference_mode():
-            self._static = StaticDecode(self._model, self._cache, recorder)
+            self._decoder = make(self._model, self._cache)
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence whose whole answer fits its slot; the caller has checked that it does."""
@@ -123,7 +132,8 @@ class Engine:
         self._last_end = now
 
     def _forward(self, plan: Plan) -> list[tuple[Sequence, int, bytes]]:
-        if self._static is not None and not plan.chunks and (hidden := self._static.run(plan.decodes)) is not None:
+        decoder = self._decoder
+        if decoder is not None and not plan.chunks and (hidden := decoder.run(plan.decodes)) is not None:
             return self._chosen([sequence for sequence, _ in _advance(plan)], hidden)
         model, device = self._model, self._model.device
         tokens = [sequence.tokens[-1] for sequence in plan.decodes]

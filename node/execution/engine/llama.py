@@ -45,16 +45,26 @@ class Layer:
 class Llama:
     """The loaded model. ``embedding`` (V, D) stays unpacked; ``head`` is packed."""
 
-    def __init__(self, shape: LlamaShape, weights: Weights, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        shape: LlamaShape,
+        weights: Weights,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        plain_layers: bool = False,
+    ) -> None:
+        """``plain_layers`` leaves the layers' matrices as they are, for what reads them itself."""
         self.shape, self.device, self.dtype = shape, device, dtype
-        self.linears = pick_linears(device, dtype)
+        self._head_linears = pick_linears(device, dtype)
+        self.linears = PlainLinears() if plain_layers else self._head_linears
         self.embedding = weights("model.embed_tokens.weight", shape.vocabulary, shape.hidden)
         self.norm = RmsNorm(weights("model.norm.weight", shape.hidden), shape.norm_epsilon)
         tied = shape.tied_embeddings
         head = self.embedding if tied else weights("lm_head.weight", shape.vocabulary, shape.hidden)
-        self.head = self.linears.pack(head)
+        self.head = self._head_linears.pack(head)
         self.layers = [_layer(i, shape, weights, self.linears) for i in range(shape.layers)]
-        self._cos, self._sin = _rotations(shape, device, dtype)
+        self.cos, self.sin = _rotations(shape, device, dtype)
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Return the last hidden states (N, D) of N tokens, of any mix of sequences."""
@@ -62,8 +72,8 @@ class Llama:
         x = F.embedding(tokens, self.embedding)
         rotated = shape.heads + shape.kv_heads
         # As large as what they are multiplied with: a product of 64 numbers at a time is half as fast.
-        cos = self._cos[positions, None].expand(-1, rotated, -1).contiguous()
-        sin = self._sin[positions, None].expand(-1, rotated, -1).contiguous()
+        cos = self.cos[positions, None].expand(-1, rotated, -1).contiguous()
+        sin = self.sin[positions, None].expand(-1, rotated, -1).contiguous()
         for i, layer in enumerate(self.layers):
             columns = linears.linear(layer.attention_norm(x), layer.qkv)
             if layer.qkv_bias is not None:
@@ -81,7 +91,7 @@ class Llama:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (N, V) float32: ties in bfloat16 would let one sampler differ from another."""
-        return self.linears.linear(self.norm(hidden), self.head).float()
+        return self._head_linears.linear(self.norm(hidden), self.head).float()
 
     def _norm_heads(self, qk: Tensor) -> Tensor:
         """Return query and key heads (N, H + KV, hd) normed, without the norm's scales."""
@@ -92,7 +102,9 @@ class Llama:
         return torch.cat([F.rms_norm(part, part.shape[1:], None, shape.norm_epsilon) for part in whole], 1)
 
 
-def load_llama(folder: Path, shape: LlamaShape, *, device: torch.device, dtype: torch.dtype) -> Llama:
+def load_llama(
+    folder: Path, shape: LlamaShape, *, device: torch.device, dtype: torch.dtype, plain_layers: bool = False
+) -> Llama:
     """Read the weights of ``folder``, whose headers the model store has checked.
 
     Raises:
@@ -100,7 +112,7 @@ def load_llama(folder: Path, shape: LlamaShape, *, device: torch.device, dtype: 
         ValueError: a tensor has another shape than the configuration says.
     """
     with open_weights(folder, device=device, dtype=dtype) as weights, torch.inference_mode():
-        return Llama(shape, weights, device=device, dtype=dtype)
+        return Llama(shape, weights, device=device, dtype=dtype, plain_layers=plain_layers)
 
 
 def _layer(number: int, shape: LlamaShape, weights: Weights, linears: Linears) -> Layer:

@@ -14,7 +14,7 @@ class RmsNorm:
     """x · scale / sqrt(mean(x²) + epsilon) over the last dimension, computed in float32, returned as x's dtype."""
 
     def __init__(self, scale: Tensor, epsilon: float) -> None:
-        self._scale, self._epsilon = scale, epsilon
+        self.scale, self._epsilon = scale, epsilon
         # Layer norm is one call: a row beside its negative has mean 0, and its variance is the mean of squares.
         self._twice = torch.cat([scale, torch.zeros_like(scale)]).float()
         self._zeros = torch.zeros_like(self._twice)
@@ -22,8 +22,8 @@ class RmsNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return ``x`` (N, D) normed."""
-        size = len(self._scale)
+        size = len(self.scale)
         if len(x) > self._rows_max:
-            return F.rms_norm(x, (size,), self._scale, self._epsilon)
+            return F.rms_norm(x, (size,), self.scale, self._epsilon)
         both = torch.cat([x, -x], -1)
         return F.layer_norm(both, (2 * size,), self._twice, self._zeros, self._epsilon)[:, :size]

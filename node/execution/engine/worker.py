@@ -29,6 +29,7 @@ from node.execution.engine.served import HeldPrompt, HeldScore, ServedModel
 from node.execution.engine.torch_device import describe_device, give_back_memory, limit_memory, open_device
 from node.execution.frames import (
     FRAME_BYTES_MAX,
+    SDPA,
     Cancel,
     DeviceMeasured,
     Failed,
@@ -158,7 +159,7 @@ class Worker:
             self.link.send(Failed(request=load.request, code="load", message=failure))
             return
         served = self._models[load.model]
-        kernels = served.kernels if isinstance(served, ServedModel) else "sdpa"
+        kernels = served.kernels if isinstance(served, ServedModel) else SDPA
         self.link.send(Loaded(request=load.request, kernels=kernels))
 
     def _unload(self, frame: Unload) -> None:

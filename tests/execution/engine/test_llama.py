@@ -159,7 +159,7 @@ def test_rope_scaling_of_llama_3_slows_only_slow_rotations(tmp_path: Path) -> No
     scaled_model, plain_model = (
         load_llama(path, read_shape(path), device=CPU, dtype=torch.float32) for path in (folder, plain)
     )
-    angle = torch.asin(scaled_model._sin[1, 5:]) / torch.asin(plain_model._sin[1, 5:])
+    angle = torch.asin(scaled_model.sin[1, 5:]) / torch.asin(plain_model.sin[1, 5:])
     # Turns in 64 tokens: 1.02 at the second frequency, 0.1 and 0.01 at the slower ones.
     torch.testing.assert_close(angle, torch.tensor([1 / 8, 1 / 8, 1 / 8]), rtol=0.06, atol=0)
-    assert torch.equal(scaled_model._sin[:, :1], plain_model._sin[:, :1])
+    assert torch.equal(scaled_model.sin[:, :1], plain_model.sin[:, :1])

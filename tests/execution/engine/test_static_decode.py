@@ -63,7 +63,7 @@ def answers(model: Llama, graphs: Recorder | None, *, slots: int, scope: bytes =
     # So patient that no pass depends on how long another one took.
     engine = Engine(model, slots=slots, context_tokens=80, prefill_tokens=30, inter_token_s=1000.0)
     if graphs is not None:
-        engine.record(graphs)
+        engine.decode_by(lambda model, cache: StaticDecode(model, cache, graphs))
     every = jobs(12, scope=scope)
     waiting, steps = list(every), 0
     while waiting or not engine.idle:
