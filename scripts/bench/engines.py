@@ -95,6 +95,10 @@ def arms(peers: Path, folder: Path, threads: int, wanted: set[str]) -> list[Arm]
 
     every = [
         Arm(name="souk", command=(own, program("own.py"), str(folder), at, *sizes)),
+        Arm(
+            name="souk-compiled",
+            command=(own, program("own.py"), str(folder), at, *sizes, str(peers / "compiled")),
+        ),
         Arm(name="transformers", command=(hf, program("hf.py"), str(folder), at, *sizes, "generate")),
         Arm(name="transformers-cb", command=(hf, program("hf.py"), str(folder), at, *sizes, "continuous")),
         Arm(name="vllm", command=(vllm, program("vllm_cpu.py"), str(folder), at, *sizes, "eager")),
@@ -184,21 +188,22 @@ def main() -> None:
 
 def add_rows(report: Report, samples: dict[str, Samples], shares: dict[str, list[float]]) -> None:
     """Add each engine's figures, and ours by theirs, taken within a round."""
-    own_name, own = next(iter(samples.items()))
     for name, its in samples.items():
         for batch, rates in its.rates.items():
             report.rows.append(Row(name=f"{name}: decode at {batch}", unit="tok/s", samples=tuple(rates)))
         report.rows.append(Row(name=f"{name}: first token of 512", unit="ms", samples=tuple(its.first_ms)))
+    ours = [name for name in samples if name.startswith("souk")]
     for name, its in samples.items():
-        if name == own_name:
-            continue
-        for batch, rates in its.rates.items():
-            ratios = tuple(a / b for a, b in zip(own.rates[batch], rates, strict=True))
-            report.rows.append(Row(name=f"{own_name} ÷ {name}: decode at {batch}", unit="×", samples=ratios))
-        ratios = tuple(a / b for a, b in zip(own.first_ms, its.first_ms, strict=True))
-        report.rows.append(Row(name=f"{own_name} ÷ {name}: time to first of 512", unit="×", samples=ratios))
-        equal = statistics.median(shares[name])
-        report.rows.append(Row(name=f"{name}: greedy tokens as ours", unit="share", samples=(equal,)))
+        for own_name in ours if name not in ours else ():
+            own = samples[own_name]
+            for batch, rates in its.rates.items():
+                ratios = tuple(a / b for a, b in zip(own.rates[batch], rates, strict=True))
+                report.rows.append(Row(name=f"{own_name} ÷ {name}: decode at {batch}", unit="×", samples=ratios))
+            ratios = tuple(a / b for a, b in zip(own.first_ms, its.first_ms, strict=True))
+            report.rows.append(Row(name=f"{own_name} ÷ {name}: time to first of 512", unit="×", samples=ratios))
+        if name in shares:
+            equal = statistics.median(shares[name])
+            report.rows.append(Row(name=f"{name}: greedy tokens as souk's", unit="share", samples=(equal,)))
 
 
 if __name__ == "__main__":
