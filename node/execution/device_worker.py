@@ -276,6 +276,7 @@ class DeviceWorker:
                 mode=self._setup.config.jail,
                 readable=self._setup.readable,
                 impossible=_VLLM_UNJAILED if self._setup.config.vllm_python else "",
+                bubblewrap=self._setup.bubblewrap,
             ),
             memory_bytes_max=self._memory_bytes_max(self._serving),
             is_held=is_held,

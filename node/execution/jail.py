@@ -1,5 +1,7 @@
 """The jail of a worker process: Landlock for files, TCP and signals, seccomp for the rest; no helper needed.
 
+Where bubblewrap works it stands around this, as a second wall: ``bubblewrap.py``.
+
 A worker reads peers' prompts with a great deal of native code. Should that code be turned, it finds no network, no
 key, no home, nobody to signal and nothing to start. Entered before torch is imported, while the process has one
 thread: neither means reaches threads that exist already. Design: reliability.md, section 3.7; decision 0013.
@@ -138,12 +140,15 @@ class Jail(msgspec.Struct, frozen=True, kw_only=True):
     """For code that is compiled while it runs: the compiler is a program."""
     impossible: str = ""
     """Why this worker cannot be confined at all; empty when it can."""
+    bubblewrap: str = ""
+    """The program that starts it in namespaces of its own; empty: none does. See ``bubblewrap.py``."""
 
 
 def enter_jail(jail: Jail) -> str:
-    """Confine this process and return what holds: ``landlock+seccomp``, one of them, or ``none: why``.
+    """Confine this process and return what holds, such as ``bubblewrap+landlock+seccomp``, or ``none: why``.
 
-    Nothing undoes it. Threads that exist already stay free: call it before there are any.
+    Nothing undoes it. Threads that exist already stay free: call it before there are any. bubblewrap is only told:
+    it holds from the beginning.
 
     Raises:
         ExecutionError: ``jail``: it is required, and the kernel has not all of it.
@@ -159,7 +164,7 @@ def enter_jail(jail: Jail) -> str:
         return f"none: {jail.impossible}"
     _drop_capabilities()
     missing = []
-    tiers = []
+    tiers = ["bubblewrap"] if jail.bubblewrap else []
     for name, enter in (("landlock", _enter_landlock), ("seccomp", _enter_seccomp)):
         try:
             enter(jail)

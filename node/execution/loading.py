@@ -73,6 +73,8 @@ class DeviceSetup:
     """Folders that a worker in the jail may read beside its own libraries: where models lie."""
     decode_library: Path | None = None
     """The compiled decode step (``decode_library.py``); None: torch decodes."""
+    bubblewrap: str = ""
+    """The program that starts its workers; see ``Jail``."""
 
 
 class ModelLoader:

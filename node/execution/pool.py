@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -18,6 +19,7 @@ from trio import TaskStatus
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
+from node.execution.bubblewrap import find_bubblewrap
 from node.execution.capacity import Capacity, measure_capacity
 from node.execution.decode_library import compile_decode
 from node.execution.device_worker import Changes, DeviceWorker
@@ -101,6 +103,7 @@ class WorkerPool:
         self._inventory = Inventory(gpus) if rules.inventory is None else rules.inventory
         self._rules = rules
         self._workers: tuple[DeviceWorker, ...] = ()
+        self._bubblewrap = ""
         self._held: dict[str, _Held] = {}
         self._changes = Changes()
 
@@ -115,6 +118,9 @@ class WorkerPool:
         models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
         await trio.to_thread.run_sync(self._measurements.read)
         self._decode_library = await self._compile()
+        if models and self._config.jail != "off" and not self._config.vllm_python:
+            find = partial(find_bubblewrap, cuda=self._config.devices != "cpu")
+            self._bubblewrap = await trio.to_thread.run_sync(find)
         self._workers = (
             tuple(DeviceWorker(setup, self._changes) for setup in self._setups(models)) if models else ()
         )
@@ -433,6 +439,7 @@ class WorkerPool:
             rules=self._rules,
             # The store itself: what is added to it later lies there too.
             readable=(*{str(model.folder.parent) for model in models}, *([str(library)] if library else [])),
+            bubblewrap=self._bubblewrap,
             measurements=self._measurements,
             decode_library=library,
         )

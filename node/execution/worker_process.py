@@ -7,7 +7,6 @@ but its jobs: garbage or silence on the socket ends it.
 import itertools
 import logging
 import socket
-import subprocess
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +40,7 @@ from node.execution.frames import (
 )
 from node.execution.interface import Piece
 from node.execution.jail import Jail
-from node.execution.spawn import COMMAND, WorkerLimits, say_status, spawn, wait_end
+from node.execution.spawn import COMMAND, Child, WorkerLimits, say_status, spawn
 from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -100,7 +99,12 @@ class WorkerProcess:
         self._decided = trio.Event()
         """It is ready, or dead."""
         self._dead = trio.Event()
-        self.pid: int | None = None
+        self._child: Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process; None before there is one."""
+        return None if self._child is None else self._child.pid
 
     @property
     def jobs(self) -> int:
@@ -118,7 +122,7 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair()
         try:
-            process = spawn(self._command, theirs, self._limits.jail, self._environment)
+            child = spawn(self._command, theirs, self._limits.jail, self._environment)
         except OSError as exc:
             ours.close()
             self._bury(WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died"))
@@ -126,15 +130,16 @@ class WorkerProcess:
             raise WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died") from exc
         finally:
             theirs.close()
-        self.pid = process.pid
+        self._child = child
         cause, grace_s = _Cause("worker_died", "the worker was stopped"), 0.0
         try:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
+                await child.settle()
                 cause = await self._converse(stream, task_status)
                 # What is silent or too large is not waited for.
                 grace_s = _EXIT_S if cause.code not in ("worker_hung", "worker_memory") else 0.0
         finally:
-            await self._end(process, cause, grace_s)
+            await self._end(child, cause, grace_s)
         if self._ready is None:
             assert self._death is not None
             raise self._death
@@ -223,16 +228,17 @@ class WorkerProcess:
         except trio.BrokenResourceError:
             pass
 
-    async def _end(self, process: subprocess.Popen[bytes], cause: _Cause, grace_s: float) -> None:
+    async def _end(self, child: Child, cause: _Cause, grace_s: float) -> None:
         """Kill the process unless it ends by itself within ``grace_s``, and tell all who wait for it."""
         with trio.CancelScope(shield=True):
             with trio.move_on_after(grace_s):
-                await wait_end(process)
-            process.kill()
+                await child.wait()
+            child.kill()
             with trio.move_on_after(_TOLD_S):
-                await wait_end(process)
-            self._bury(WorkerDiedError(f"{cause.text} ({say_status(process.returncode)})", code=cause.code))
-            await wait_end(process)
+                await child.wait()
+            self._bury(WorkerDiedError(f"{cause.text} ({say_status(child.status)})", code=cause.code))
+            await child.wait()
+            child.close()
         self._over.set()
 
     async def _converse(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> _Cause:
@@ -303,10 +309,10 @@ class WorkerProcess:
 
         A measurement and no polling: nothing tells how much memory another process holds. Only while it works.
         """
-        assert self.pid is not None
         while True:
             await self._has_work.wait()
-            held, bytes_max = resident_bytes(self.pid), self._memory_bytes_max
+            held = None if self.pid is None else resident_bytes(self.pid)
+            bytes_max = self._memory_bytes_max
             if held is not None and bytes_max is not None and held > bytes_max:
                 return _Cause(
                     "worker_memory",

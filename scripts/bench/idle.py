@@ -60,7 +60,8 @@ def measure(report: Report, net: LocalNet, rounds: int) -> None:
 def find_processes(net: LocalNet) -> dict[str, psutil.Process]:
     """Return the daemons of a client and of the provider, and the provider's worker."""
     provider = psutil.Process(net.provider_node.pid)
-    (worker,) = provider.children()
+    # Whatever stands between the two does nothing while a worker lives.
+    worker = provider.children(recursive=True)[-1]
     return {
         "client daemon": psutil.Process(net.network.nodes[-1].pid),
         "provider daemon": provider,

@@ -2,8 +2,9 @@
 
     python -m scripts.bench.worker_start [--models DIR] [--model NAME] [--rounds 5]
 
-Each round starts a process as the daemon does after a death: in the jail, with nothing measured again. CPU time is
-the new process's own, so it can be compared on a busy machine; wall time cannot.
+Each round starts a process as the daemon does after a death: in the jail, with nothing measured again; once more
+inside bubblewrap where that works. CPU time is the new process's own, so it can be compared on a busy machine;
+wall time cannot.
 """
 
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import trio
 
+from node.execution.bubblewrap import find_bubblewrap
 from node.execution.frames import Load, Prepare, Setup, Start
 from node.execution.jail import Jail
 from node.execution.model_fit import PREFILL_TOKENS
@@ -25,13 +27,13 @@ from scripts.bench.measure import Report, parser_of
 STAGES = ("has its device", "has its model", "first token")
 
 
-async def start_once(model: StoredModel, dtype: Dtype) -> list[tuple[float, float]]:
+async def start_once(model: StoredModel, dtype: Dtype, bubblewrap: str) -> list[tuple[float, float]]:
     """Return (wall, CPU) in milliseconds from the start to the end of each stage."""
     process = WorkerProcess(
         Setup(device="cpu", threads=1),
         silence_s_max=120.0,
         environment={"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        limits=WorkerLimits(jail=Jail(mode="auto", readable=(str(model.folder.parent),))),
+        limits=WorkerLimits(jail=Jail(mode="auto", readable=(str(model.folder.parent),), bubblewrap=bubblewrap)),
     )
     began, found = time.perf_counter(), []
 
@@ -89,10 +91,16 @@ def main() -> None:
     arguments = parser.parse_args()
     model = ModelStore(arguments.models).find(arguments.model)
     report = Report(benchmark="worker_start", settings={"model": model.name, "dtype": arguments.dtype})
-    rounds = [trio.run(start_once, model, arguments.dtype) for _ in range(arguments.rounds)]
-    for at, stage in enumerate(STAGES):
-        report.add(f"{stage}, wall", "ms", [found[at][0] for found in rounds])
-        report.add(f"{stage}, CPU", "ms", [found[at][1] for found in rounds])
+    program = find_bubblewrap(cuda=False)
+    arms = {"": "", "in bubblewrap: ": program} if program else {"": ""}
+    found: dict[str, list[list[tuple[float, float]]]] = {arm: [] for arm in arms}
+    for _ in range(arguments.rounds):
+        for arm, bubblewrap in arms.items():
+            found[arm].append(trio.run(start_once, model, arguments.dtype, bubblewrap))
+    for arm, rounds in found.items():
+        for at, stage in enumerate(STAGES):
+            report.add(f"{arm}{stage}, wall", "ms", [stages[at][0] for stages in rounds])
+            report.add(f"{arm}{stage}, CPU", "ms", [stages[at][1] for stages in rounds])
     report.print(as_json=arguments.json)
 
 

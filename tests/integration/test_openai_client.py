@@ -239,7 +239,8 @@ def held_still(process: psutil.Process) -> Iterator[None]:
 def engine(node: Node) -> psutil.Process:
     found = node.process()
     assert found is not None
-    return next(it for it in found.children(recursive=True) if "engine.worker" in " ".join(it.cmdline()))
+    inside = [it for it in found.children(recursive=True) if it.name() != "bwrap"]
+    return next(it for it in inside if "engine.worker" in " ".join(it.cmdline()))
 
 
 async def gone_in(state: str, provider: Node, buyer: Node, other: Node) -> float:

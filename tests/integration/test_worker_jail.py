@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from node.config import WorkerSection
+from node.execution.bubblewrap import box_command, find_bubblewrap
 from node.execution.jail import Jail, landlock_version
 from node.execution.pool import WorkerPool
 from node.models.store import ModelStore
@@ -82,26 +83,33 @@ print(json.dumps({"tier": tier, **told}))
 ALLOWED = {"thread", "read the store", "signal itself", "its own limits"}
 
 
-def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("boxed", [False, True], ids=["alone", "in bubblewrap"])
+def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path, boxed: bool) -> None:
+    program = find_bubblewrap(cuda=False) if boxed else ""
+    if boxed and not program:
+        pytest.skip("bubblewrap is not installed, or refused here")
     home, store = tmp_path / "home", tmp_path / "store"
     for folder in (home, store):
         folder.mkdir()
     (home / "key").write_text("secret")
     (store / "model").write_text("weights")
-    jail = msgspec.json.encode(Jail(mode="required", readable=(str(store),))).decode()
+    jail = Jail(mode="required", readable=(str(store),), bubblewrap=program)
+    box = box_command(jail, cuda=False) if boxed else []
+    words = (msgspec.json.encode(jail).decode(), str(home), str(tmp_path / "socket"), str(store))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
         ran = subprocess.run(
-            [sys.executable, "-P", "-c", PRISONER, jail, str(home), str(tmp_path / "socket"), str(store)],
+            [*box, sys.executable, "-P", "-c", PRISONER, *words],
             capture_output=True,
             text=True,
             check=True,
         )
     told = json.loads(ran.stdout.splitlines()[-1])
-    assert told.pop("tier") == "landlock+seccomp"
+    assert told.pop("tier") == ("bubblewrap+landlock+seccomp" if boxed else "landlock+seccomp")
     assert {name for name, end in told.items() if end == "done"} == ALLOWED
-    assert {end for name, end in told.items() if name not in ALLOWED} == {"PermissionError"}
+    if not boxed:  # there, files are missing and mounts read-only as well
+        assert {end for name, end in told.items() if name not in ALLOWED} == {"PermissionError"}
     assert not (store / "new").exists()
 
 
@@ -109,13 +117,14 @@ async def test_model_answers_the_same_in_the_jail_as_outside(tmp_path: Path) -> 
     store = ModelStore(tmp_path / "store")
     model = store.add_folder(write_tiny_model(tmp_path / "tiny"), "tiny")
     texts = []
+    tier = "bubblewrap+landlock+seccomp" if find_bubblewrap(cuda=False) else "landlock+seccomp"
     for mode in ("required", "off"):
         config = WorkerSection(devices="cpu", dtype="fp32", threads=2, slots=1, context_tokens_max=128, jail=mode)
         pool = WorkerPool(config, store, ("tiny",))
         async with trio.open_nursery() as nursery:
             await nursery.start(pool.run)
             (worker,) = pool.workers()
-            assert worker.jail == ("landlock+seccomp" if mode == "required" else "none: switched off")
+            assert worker.jail == (tier if mode == "required" else "none: switched off")
             seccomp = _status_of(pool._workers[0].process.pid)["Seccomp"]
             assert seccomp == ("2" if mode == "required" else _status_of(os.getpid())["Seccomp"])
             pieces = await answer(pool, mode, model.model_id, GenerateInput(prompt="ab"), seed=5)

@@ -5,15 +5,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 import trio
 import trio.testing
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, WorkerDiedError
+from node.execution.bubblewrap import find_bubblewrap
 from node.execution.interface import Piece, Prompt
 from node.execution.pool import WorkerPool
 from node.execution.worker_rules import WorkerRules
@@ -63,11 +66,9 @@ async def start(store: ModelStore, nursery: trio.Nursery) -> AsyncIterator[Start
 
 
 def worker_pids() -> list[int]:
-    """The worker processes that this process has started and that live."""
-    found = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "pid=,args="], capture_output=True, text=True, check=True
-    )
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "engine.worker_main" in line]
+    """The worker processes that this process has started and that live; not what stands around them."""
+    found = psutil.Process().children(recursive=True)
+    return [it.pid for it in found if it.name() != "bwrap" and "engine.worker_main" in " ".join(it.cmdline())]
 
 
 def say(text: str, **fields: object) -> GenerateInput:
@@ -242,6 +243,7 @@ async def expect_death(pool: WorkerPool, prompt: Prompt, sink: trio.MemorySendCh
 async def test_no_process_is_left_when_a_busy_pool_is_cancelled(store: ModelStore, tiny: StoredModel) -> None:
     pool = WorkerPool(CONFIG, store, ("tiny",))
     sink, pieces = trio.open_memory_channel[Piece](201)
+    before = set(psutil.Process().children(recursive=True))
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run)
         assert len(worker_pids()) == 1
@@ -249,7 +251,7 @@ async def test_no_process_is_left_when_a_busy_pool_is_cancelled(store: ModelStor
         nursery.start_soon(lambda: pool.generate(prompt, Sampling(), tokens_out_max=200, sink=sink))
         await pieces.receive()
         nursery.cancel_scope.cancel()
-    assert worker_pids() == []
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 async def test_pool_serves_nothing_and_starts_nothing_when_it_is_a_clients(start: StartPool) -> None:
@@ -311,7 +313,7 @@ async def test_device_that_torch_does_not_see_serves_nothing_and_says_why(
 
 
 PARENT = """
-import sys, trio
+import psutil, sys, trio
 from pathlib import Path
 from node.config import WorkerSection
 from node.execution.pool import WorkerPool
@@ -322,7 +324,7 @@ async def main():
     pool = WorkerPool(WorkerSection(devices="cpu", threads=1), ModelStore(Path(sys.argv[1])), ("tiny",))
     async with trio.open_nursery() as nursery:
         await nursery.start(pool.run)
-        print(pool._workers[0].process.pid, flush=True)
+        print(*(it.pid for it in psutil.Process().children(recursive=True)), flush=True)
         await trio.sleep_forever()
 
 trio.run(main)
@@ -334,12 +336,14 @@ async def test_worker_ends_when_its_daemon_is_killed(store: ModelStore, tiny: St
         [sys.executable, "-c", PARENT, str(store.root)], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    with parent, trio.fail_after(60):
-        pid = int(await trio.to_thread.run_sync(parent.stdout.readline))
-        worker = os.pidfd_open(pid)
-        try:
-            parent.kill()
-            with trio.fail_after(2):
-                await trio.lowlevel.wait_readable(worker)
-        finally:
-            os.close(worker)
+    with parent, ExitStack() as opened, trio.fail_after(60):
+        line = await trio.to_thread.run_sync(parent.stdout.readline)
+        # The worker, and bubblewrap's two processes where it is used.
+        found = [os.pidfd_open(int(pid)) for pid in line.split()]
+        assert len(found) == (3 if find_bubblewrap(cuda=False) else 1)
+        for descriptor in found:
+            opened.callback(os.close, descriptor)
+        parent.kill()
+        with trio.fail_after(2):
+            for descriptor in found:
+                await trio.lowlevel.wait_readable(descriptor)
