@@ -1,7 +1,7 @@
 """Decode steps on the CPU by a C program, ``decode.c``, which ``node.execution.decode_library`` compiles: opt-in.
 
 It reads the model's own matrices, unpacked, and writes the engine's own cache. Prompts, steps beside them and
-larger batches stay with ``attention.py`` and torch. Decision 0017.
+larger batches stay with ``attention.py`` and torch. Decision 0018.
 """
 
 import ctypes
