@@ -17,6 +17,13 @@
 #include <immintrin.h>
 #endif
 
+/* Before a loop over constants: all of it, so that what it indexes stays in registers. */
+#ifdef __clang__
+#define UNROLLED _Pragma("clang loop unroll(full)")
+#else
+#define UNROLLED _Pragma("GCC unroll 8")
+#endif
+
 typedef uint16_t bf16;
 
 #ifdef __AVX512F__
@@ -141,27 +148,27 @@ static inline __attribute__((always_inline)) void tile(
     const int rows, const int columns, const Product *p, const bf16 *w, const bf16 *x, float *out) {
     floats sums[ROWS][BLOCK];
     int64_t i = 0;
-#pragma GCC unroll 8
+UNROLLED
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+UNROLLED
         for (int k = 0; k < columns; k++) sums[r][k] = (floats){0};
     for (; i + PAIRS <= p->size; i += PAIRS, x += columns * PAIRS) {
         words row[ROWS];
-#pragma GCC unroll 8
+UNROLLED
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch((const char *)(w + r * p->stride + i) + AHEAD);
             row[r] = load(w + r * p->stride + i);
         }
-#pragma GCC unroll 8
+UNROLLED
         for (int k = 0; k < columns; k++) {
             const words input = load(x + k * PAIRS);
-#pragma GCC unroll 8
+UNROLLED
             for (int r = 0; r < rows; r++) sums[r][k] = add_products(sums[r][k], row[r], input);
         }
     }
-#pragma GCC unroll 8
+UNROLLED
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 8
+UNROLLED
         for (int k = 0; k < columns; k++) {
             float y = total(sums[r][k]);
             for (int64_t j = i; j < p->size; j++) y += widen(w[r * p->stride + j]) * widen(x[k * PAIRS + j - i]);
