@@ -72,7 +72,7 @@ class WorkerSection(Section, frozen=True, kw_only=True):
     cuda_graphs: bool = False
     """Decode by captured graphs on CUDA: each step is one call instead of a thousand. Not run on a GPU yet."""
     compiled_decode: bool = False
-    """On a CPU, decode dense bf16 models by a program that this machine's C compiler makes at the start."""
+    """On a CPU, decode dense bf16 models by a program that this machine's GCC makes at the first start."""
     warm_spare: bool = False
     """A second worker for each device waits for the first one to die."""
     jail: Literal["auto", "off", "required"] = "auto"

@@ -323,9 +323,9 @@ class DeviceModels:
 
     async def _fit(self, model: LocalModel) -> Fit:
         setup = self._loader.setup
-        has_library = setup.decode_library is not None
+        threads = setup.threads if setup.decode_library is not None else 0
         fit = partial(
-            fit_model, model, setup.config, setup.choice.kind, self._ready.dtypes, has_library=has_library
+            fit_model, model, setup.config, setup.choice.kind, self._ready.dtypes, decode_threads=threads
         )
         return await trio.to_thread.run_sync(fit)
 

@@ -11,7 +11,7 @@ from node.config import WorkerSection
 from node.errors import ExecutionError
 from node.execution.devices import DeviceChoice
 from node.execution.frames import COMPILED, SDPA, VllmUse
-from node.execution.memory_plan import MemoryPlan, kv_bytes_per_token, plan_items, plan_model
+from node.execution.memory_plan import MemoryPlan, kv_bytes_per_token, plan_items, plan_model, with_cpu_work
 from node.execution.shape import DecoderShape, LlamaShape, read_decoder_shape
 from protocol.fields import Dtype, Task
 from protocol.task import GENERATE
@@ -66,9 +66,11 @@ def fit_model(
     kind: Literal["cuda", "cpu"],
     dtypes: tuple[Dtype, ...],
     *,
-    has_library: bool = False,
+    decode_threads: int = 0,
 ) -> Fit:
-    """Return what a model takes on a device that computes in ``dtypes``, and may have a compiled step. Blocks.
+    """Return what a model takes on a device that computes in ``dtypes``. Blocks.
+
+    ``decode_threads`` are those of a compiled decode step; 0 where there is none.
 
     Raises:
         ModelError, ExecutionError: it cannot be served there, whatever room there is.
@@ -83,7 +85,7 @@ def fit_model(
             attention = VLLM
         elif shape.backend != "torch":
             attention = shape.backend
-        elif has_library and decodes_compiled(shape, kind, dtype):
+        elif decode_threads and decodes_compiled(shape, kind, dtype):
             attention = COMPILED
         per_token = kv_bytes_per_token(shape, dtype)
         largest = plan_model(
@@ -94,6 +96,9 @@ def fit_model(
             context_tokens=min(config.context_tokens_max, shape.context_tokens),
             prefill_tokens=PREFILL_TOKENS[kind],
         )
+        if kind == "cpu":
+            threads = decode_threads if attention == COMPILED else 0
+            largest = with_cpu_work(largest, shape, dtype, decode_threads=threads)
     else:
         # Small models: what bf16 would save is less than what it costs a verifier in certainty.
         dtype, per_token = choose_dtype("fp32", dtypes), 0

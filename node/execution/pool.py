@@ -117,7 +117,8 @@ class WorkerPool:
         """
         models = await trio.to_thread.run_sync(self._wanted_models) if self._serve else ()
         await trio.to_thread.run_sync(self._measurements.read)
-        self._decode_library = await self._compile()
+        if models:
+            self._decode_library = await self._compile()
         if models and self._config.jail != "off" and not self._config.vllm_python:
             find = partial(find_bubblewrap, cuda=self._config.devices != "cpu")
             self._bubblewrap = await trio.to_thread.run_sync(find)
@@ -140,11 +141,14 @@ class WorkerPool:
             self._held.clear()
 
     async def _compile(self) -> Path | None:
-        """Return the compiled decode step where one is wanted and can be had."""
-        if not self._config.compiled_decode or self._home is None:
+        """Return the compiled decode step where one is wanted, would be used, and can be had."""
+        config = self._config
+        on_cpu = not isinstance(config.devices, tuple) or "cpu" in config.devices
+        if not config.compiled_decode or self._home is None or config.vllm_python or not on_cpu:
             return None
         try:
-            return await compile_decode(self._home.compiled_path)
+            # A stop need not wait: what is written is written whole or not at all.
+            return await trio.to_thread.run_sync(compile_decode, self._home.compiled_path, abandon_on_cancel=True)
         except (ExecutionError, OSError) as exc:
             log.warning("decoding is not compiled", extra={"cause": str(exc)})
             return None

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Final
 
 import torch
-import trio
 
 from node.execution.decode_library import compile_decode
 from node.execution.engine.backend import TORCH_DTYPES
@@ -46,7 +45,7 @@ def main() -> None:
     token_bytes = (stored.parameters - unread) * torch.finfo(TORCH_DTYPES[dtype]).bits // 8
     report.settings = {"model": options.model, "dtype": dtype, "threads": options.threads, "bytes": token_bytes}
     with TemporaryDirectory() as folder:
-        library = trio.run(compile_decode, Path(folder)) if decodes_compiled(shape, "cpu", dtype) else None
+        library = compile_decode(Path(folder)) if decodes_compiled(shape, "cpu", dtype) else None
         arms = {"decode at 1": load(stored.folder, device, TORCH_DTYPES[dtype], None)}
         if library is not None:
             arms["compiled decode at 1"] = load(stored.folder, device, TORCH_DTYPES[dtype], library)

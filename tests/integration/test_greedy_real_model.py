@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import trio
 
 from node.execution.decode_library import compile_decode
 from node.execution.engine.compiled_decode import CompiledDecode
@@ -139,7 +138,7 @@ def test_every_bf16_token_is_within_the_margin_of_other_prompts(
     alone = [answers(model, [prompt], count, batch=1)[0] for prompt in prompts]
     together = answers(model, prompts, count, batch=BATCH)
     plain = load_llama(folder, read_shape(folder), device=CPU, dtype=torch.bfloat16, plain_layers=True)
-    compiled = answers(plain, prompts, count, batch=BATCH, library=trio.run(compile_decode, tmp_path))
+    compiled = answers(plain, prompts, count, batch=BATCH, library=compile_decode(tmp_path))
     calibrated, fresh = golden[::2], range(1, len(golden), 2)
     margin = referee.honest_margin(
         [Answer(prompt=it.prompt, tokens=tokens) for it, tokens in zip(calibrated, alone[::2], strict=True)]

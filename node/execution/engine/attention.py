@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that every torch program uses
 from torch import Tensor
 
-from node.execution.engine.chunk_attention import ChunkAttention
+from node.execution.engine.chunk_attention import ChunkAttention, chunk_attention
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.scheduler import Plan
 
@@ -71,7 +71,7 @@ class StepAttention:
             first = sequence.slot * cache.context_tokens
             targets += range(first + start, first + end)
             held = self._held(sequence.slot, 1, end)
-            self._spans.append(_Chunk(slice(row, row + tokens), held, ChunkAttention(start, end, device)))
+            self._spans.append(_Chunk(slice(row, row + tokens), held, chunk_attention(start, end, device)))
         self._targets = torch.tensor(targets, device=device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

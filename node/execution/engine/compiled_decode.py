@@ -7,7 +7,6 @@ larger batches stay with ``attention.py`` and torch. Decision 0018.
 import ctypes
 from collections.abc import Sequence as Items
 from pathlib import Path
-from typing import Final
 
 import torch
 from torch import Tensor
@@ -15,10 +14,8 @@ from torch import Tensor
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.llama import Layer, Llama
 from node.execution.engine.moe import GatedMatrices
-from node.execution.engine.scheduler import Sequence
-
-ROWS_MAX: Final = 32
-"""Sequences of one step: 54 ms against 62 by torch at 32, 125 against 107 at 64."""
+from node.execution.engine.scheduler import Sequence, decode_inputs
+from node.execution.memory_plan import DECODE_ROWS_MAX
 
 
 class _Layer(ctypes.Structure):
@@ -61,6 +58,7 @@ class CompiledDecode:
         self._decode = code.decode
         self._decode.restype = ctypes.c_int64
         shape = model.shape
+        assert cache.context_tokens <= shape.context_tokens and shape.qk_norm != "whole"
         self._layers = (_Layer * shape.layers)(
             *(_layer(layer, held) for layer, held in zip(model.layers, cache.rows, strict=True))
         )
@@ -80,9 +78,10 @@ class CompiledDecode:
             _address(model.sin),
             self._layers,
         )
-        rows = min(ROWS_MAX, cache.slots)
+        rows = min(DECODE_ROWS_MAX, cache.slots)
         code.decode_bytes.restype = ctypes.c_int64
         size = code.decode_bytes(ctypes.byref(self._numbers), ctypes.c_int64(rows), ctypes.c_int64(self._threads))
+        self.memory_bytes: int = size
         self._memory = torch.empty(size, dtype=torch.uint8)
         self._hidden = torch.empty(rows, shape.hidden, dtype=torch.bfloat16)
 
@@ -91,14 +90,11 @@ class CompiledDecode:
         count = len(decodes)
         if count > len(self._hidden):
             return None
-        context = self._cache.context_tokens
-        tokens = [sequence.tokens[-1] for sequence in decodes]
-        positions = [sequence.cached for sequence in decodes]
-        targets = [sequence.slot * context + sequence.cached for sequence in decodes]
+        inputs = decode_inputs(decodes, self._cache.context_tokens)
         refused = self._decode(
             ctypes.byref(self._numbers),
             ctypes.c_int64(count),
-            (ctypes.c_int64 * (3 * count))(*tokens, *positions, *targets),
+            (ctypes.c_int64 * (3 * count))(*(number for row in inputs for number in row)),
             ctypes.c_void_p(self._hidden.data_ptr()),
             ctypes.c_void_p(self._memory.data_ptr()),
             ctypes.c_int64(self._threads),

@@ -4,7 +4,7 @@
    is multiplied are bfloat16, as there; sums and the states between layers are float32. At one sequence nothing
    counts but how fast the weights come from memory: each matrix is read once, row by row, as it lies.
 
-   Portable C with the vector types of GCC and Clang; AVX512-BF16 multiplies where the processor has it. */
+   C with GCC's vector types, for any processor; AVX512-BF16 multiplies where there is one that has it. */
 
 #include <math.h>
 #include <omp.h>
@@ -15,13 +15,6 @@
 
 #ifdef __AVX512F__
 #include <immintrin.h>
-#endif
-
-/* Before a loop over constants: all of it, so that what it indexes stays in registers. */
-#ifdef __clang__
-#define UNROLLED _Pragma("clang loop unroll(full)")
-#else
-#define UNROLLED _Pragma("GCC unroll 8")
 #endif
 
 typedef uint16_t bf16;
@@ -148,27 +141,27 @@ static inline __attribute__((always_inline)) void tile(
     const int rows, const int columns, const Product *p, const bf16 *w, const bf16 *x, float *out) {
     floats sums[ROWS][BLOCK];
     int64_t i = 0;
-UNROLLED
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-UNROLLED
+#pragma GCC unroll 8
         for (int k = 0; k < columns; k++) sums[r][k] = (floats){0};
     for (; i + PAIRS <= p->size; i += PAIRS, x += columns * PAIRS) {
         words row[ROWS];
-UNROLLED
+#pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch((const char *)(w + r * p->stride + i) + AHEAD);
             row[r] = load(w + r * p->stride + i);
         }
-UNROLLED
+#pragma GCC unroll 8
         for (int k = 0; k < columns; k++) {
             const words input = load(x + k * PAIRS);
-UNROLLED
+#pragma GCC unroll 8
             for (int r = 0; r < rows; r++) sums[r][k] = add_products(sums[r][k], row[r], input);
         }
     }
-UNROLLED
+#pragma GCC unroll 8
     for (int r = 0; r < rows; r++)
-UNROLLED
+#pragma GCC unroll 8
         for (int k = 0; k < columns; k++) {
             float y = total(sums[r][k]);
             for (int64_t j = i; j < p->size; j++) y += widen(w[r * p->stride + j]) * widen(x[k * PAIRS + j - i]);

@@ -185,6 +185,13 @@ class Scheduler:
         return move
 
 
+def decode_inputs(decodes: Items[Sequence], context_tokens: int) -> tuple[list[int], list[int], list[int]]:
+    """Return each sequence's newest token, its position, and the cache's row where it is written."""
+    tokens = [sequence.tokens[-1] for sequence in decodes]
+    positions = [sequence.cached for sequence in decodes]
+    return tokens, positions, [sequence.slot * context_tokens + sequence.cached for sequence in decodes]
+
+
 def _common(first: Items[int], second: Items[int], count_max: int) -> int:
     """Return how many tokens both begin with, at most ``count_max``."""
     if first[:count_max] == second[:count_max]:

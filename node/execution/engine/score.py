@@ -17,7 +17,7 @@ from typing import Final, Protocol
 import torch
 from torch import Tensor
 
-from node.execution.engine.chunk_attention import ChunkAttention
+from node.execution.engine.chunk_attention import chunk_attention
 from node.execution.engine.fingerprint import GROUP_BYTES, GROUP_TOKENS, Fingerprinter, distance, marks
 from node.execution.engine.llama import Llama
 from node.execution.engine.sampling import gumbel_noise
@@ -78,7 +78,7 @@ class LlamaReader:
     def read(self, tokens: list[int]) -> Tensor:
         device, start, end = self._model.device, self._count, self._count + len(tokens)
         positions = torch.arange(start, end, device=device)
-        attention = ChunkAttention(start, end, device)
+        attention = chunk_attention(start, end, device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = self._keys[layer], self._values[layer]

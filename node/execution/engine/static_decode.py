@@ -14,7 +14,7 @@ from torch import Tensor
 
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.llama import Llama
-from node.execution.engine.scheduler import Sequence
+from node.execution.engine.scheduler import Sequence, decode_inputs
 
 
 class DecodeStep:
@@ -78,10 +78,7 @@ class StaticDecode:
 
     def _inputs(self, decodes: Items[Sequence], rows: int) -> Tensor:
         padding = rows - len(decodes)
-        context = self._cache.context_tokens
-        tokens = [sequence.tokens[-1] for sequence in decodes]
-        positions = [sequence.cached for sequence in decodes]
-        targets = [sequence.slot * context + sequence.cached for sequence in decodes]
+        tokens, positions, targets = decode_inputs(decodes, self._cache.context_tokens)
         # Slots behind the running ones may hold a prefix that somebody uses again.
         return torch.tensor(
             [tokens + [0] * padding, positions + [0] * padding, targets + [self._cache.spare_row] * padding]

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import trio
 from answering import answer, open_channel, ready
 
 from node.execution.decode_library import compile_decode
@@ -25,7 +24,7 @@ def main() -> None:
     folder, (threads, slots, context) = Path(sys.argv[1]), map(int, sys.argv[2:5])
     open_channel()
     device = open_device("cpu", threads)
-    library = trio.run(compile_decode, Path(sys.argv[5])) if len(sys.argv) > 5 else None
+    library = compile_decode(Path(sys.argv[5])) if len(sys.argv) > 5 else None
     model = load_llama(
         folder,
         read_shape(folder),

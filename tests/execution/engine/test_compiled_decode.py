@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-import trio
 from torch import Tensor
 
 from node.execution.decode_library import compile_decode
 from node.execution.engine.attention import StepAttention
-from node.execution.engine.compiled_decode import ROWS_MAX, CompiledDecode
+from node.execution.engine.compiled_decode import CompiledDecode
 from node.execution.engine.engine import Engine
 from node.execution.engine.kv_cache import KvCache
 from node.execution.engine.llama import Llama
 from node.execution.engine.scheduler import Plan, Sequence
+from node.execution.memory_plan import DECODE_ROWS_MAX, plan_model, with_cpu_work
 from node.execution.shape import LlamaShape
 from protocol.task import Sampling
 
@@ -39,7 +39,7 @@ SHAPES = {
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trio.run(compile_decode, tmp_path_factory.mktemp("compiled"))
+    return compile_decode(tmp_path_factory.mktemp("compiled"))
 
 
 def make_model(shape: LlamaShape, dtype: torch.dtype = BF16) -> Llama:
@@ -148,9 +148,9 @@ def test_input_outside_model_or_cache_is_refused_before_anything_is_written(
 
 def test_larger_batch_is_left_to_torch(library: Path) -> None:
     model = make_model(PLAIN)
-    decode = CompiledDecode(library, model, filled_cache(model, ROWS_MAX + 1))
-    assert decode.run(running(ROWS_MAX + 1)) is None
-    assert decode.run(running(ROWS_MAX)) is not None
+    decode = CompiledDecode(library, model, filled_cache(model, DECODE_ROWS_MAX + 1))
+    assert decode.run(running(DECODE_ROWS_MAX + 1)) is None
+    assert decode.run(running(DECODE_ROWS_MAX)) is not None
 
 
 def test_engine_decodes_by_it_and_reads_prompts_by_torch(library: Path) -> None:
@@ -174,3 +174,19 @@ def test_engine_decodes_by_it_and_reads_prompts_by_torch(library: Path) -> None:
     assert [it.request for it in chosen if it.finish == "length"] == [1, 2] and len(chosen) == 12
     # The first token of each comes from its prompt.
     assert counts == [2] * 5
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+@pytest.mark.parametrize("slots", [1, 5, DECODE_ROWS_MAX + 8])
+@pytest.mark.parametrize("name", SHAPES)
+def test_plan_holds_what_a_step_needs(library: Path, name: str, slots: int, threads: int) -> None:
+    shape = SHAPES[name]
+    plan = plan_model(shape, 1, dtype="bf16", slots=slots, context_tokens=CONTEXT, prefill_tokens=64)
+    planned = [with_cpu_work(plan, shape, "bf16", decode_threads=it).working_bytes for it in (threads, 0)]
+    model, before = make_model(shape), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        step = CompiledDecode(library, model, filled_cache(model, slots))
+    finally:
+        torch.set_num_threads(before)
+    assert 0 <= planned[0] - planned[1] - step.memory_bytes < 8192
