@@ -18,7 +18,7 @@ import trio
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError
 from node.execution.interface import Piece, Prompt
-from node.execution.memory_plan import FIXED_BYTES, plan_model
+from node.execution.memory_plan import FIXED_BYTES, plan_model, with_cpu_work
 from node.execution.model_fit import PREFILL_TOKENS
 from node.execution.pool import WorkerPool
 from node.execution.shape import read_shape
@@ -51,14 +51,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 def memory_for(store: ModelStore, models_that_fit: int) -> int:
     """The least budget of which ``PERCENT`` holds so many models with all their slots."""
     model = store.find("one")
+    shape = read_shape(model.folder)
     plan = plan_model(
-        read_shape(model.folder),
+        shape,
         model.parameters,
         dtype="fp32",
         slots=SLOTS,
         context_tokens=CONTEXT_TOKENS,
         prefill_tokens=PREFILL_TOKENS["cpu"],
     )
+    plan = with_cpu_work(plan, shape, "fp32", decode_threads=0)
     return (FIXED_BYTES["cpu"] + models_that_fit * plan.total_bytes) * 100 // PERCENT + 100
 
 

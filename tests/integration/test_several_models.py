@@ -10,7 +10,7 @@ from node.errors import ExecutionError, JobRefusedError
 from node.execution.devices import CpuFacts
 from node.execution.gpu_readings import GpuReading
 from node.execution.inventory import Inventory
-from node.execution.memory_plan import FIXED_BYTES, MemoryPlan, plan_model
+from node.execution.memory_plan import FIXED_BYTES, MemoryPlan, plan_model, with_cpu_work
 from node.execution.model_fit import PREFILL_TOKENS
 from node.execution.pool import WorkerPool
 from node.execution.shape import read_shape
@@ -39,14 +39,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
 def plan_of(store: ModelStore, name: str) -> MemoryPlan:
     """One slot of the model ``name``."""
     model = store.find(name)
-    return plan_model(
-        read_shape(model.folder),
+    shape = read_shape(model.folder)
+    plan = plan_model(
+        shape,
         model.parameters,
         dtype="fp32",
         slots=1,
         context_tokens=CONTEXT_TOKENS,
         prefill_tokens=PREFILL_TOKENS["cpu"],
     )
+    return with_cpu_work(plan, shape, "fp32", decode_threads=0)
 
 
 @pytest.fixture
