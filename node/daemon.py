@@ -147,7 +147,9 @@ class _Daemon:
     def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network, *, bans: BanList) -> None:
         config = live.config
         self._home, self._config, self._party, self._net = home, config, party, net
-        store = ModelStore(Path(config.models.dir).expanduser() if config.models.dir else home.models_path)
+        store = ModelStore(
+            Path(config.models.dir).expanduser().absolute() if config.models.dir else home.models_path
+        )
         serve_models = config.models.serve if config.node.role == "worker" else ()
         self._pool = WorkerPool(
             config.worker,

@@ -238,7 +238,7 @@ def find_home(flag: str | None, environ: Mapping[str, str]) -> Home:
     if named:
         return Home(Path(named).expanduser().absolute())
     data = environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Home(Path(data).expanduser() / "souk")
+    return Home(Path(data).expanduser().absolute() / "souk")
 
 
 def _open_nofollow(path: str, flags: int) -> int:

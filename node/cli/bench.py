@@ -68,7 +68,7 @@ def _measure_here(
     source = ConfigSource(path=home.config_path, environ=dict(os.environ))
     config = source.load().config
     set_up_logging("warning", form=config.log.format)
-    store = ModelStore(Path(config.models.dir).expanduser() if config.models.dir else home.models_path)
+    store = ModelStore(Path(config.models.dir).expanduser().absolute() if config.models.dir else home.models_path)
     worker, serve = config.worker, config.models.serve
     if device is not None:
         worker = msgspec.structs.replace(worker, devices="cpu" if device == "cpu" else (device,))

@@ -5,13 +5,13 @@ In them a worker sees no other process, no network, no shared memory of others a
 Design: reliability.md, section 3.7; decision 0013.
 """
 
-import functools
 import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -21,28 +21,50 @@ log = logging.getLogger(__name__)
 
 # No --unshare-user: bubblewrap adds it where it needs it. Without, root still reads models of other users.
 _NAMESPACES: Final = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--hostname", "worker")
-# The program, its libraries and the interpreter must be found, too: an interpreter may lie behind links.
-_TRIAL: Final = (sys.executable, "-P", "-c", "import node.execution.jail")
+# The program, its libraries and what is to be read must be found by the names that workers are told: each may lie
+# behind links, of which not every one is followed inside.
+_LOOK: Final = "import os, sys, node.execution.jail; [os.stat(path) for path in sys.argv[1:]]"
 # 0.1 s here; a machine that swaps takes its time.
 _TRIAL_S_MAX: Final = 20.0
+# What --proc and --dev bring by themselves. Below /dev there may be more: a model store in /dev/shm.
+_BROUGHT: Final = ("/proc", "/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
-def find_bubblewrap(*, cuda: bool) -> str:
-    """Return the program, tried once in this process; empty where there is none, or it fails here. Blocks.
+@dataclass(slots=True)
+class Bubblewrap:
+    """The program through which a node's workers are started; given up for good when it once fails to."""
+
+    program: str = ""
+    """Empty: none, and workers are started plainly."""
+
+    def give_up(self, cause: str) -> None:
+        """Start no more workers through it; the log says so once."""
+        if self.program:
+            log.warning("bubblewrap given up", extra={"program": self.program, "cause": cause})
+        self.program = ""
+
+
+def find_bubblewrap(readable: Sequence[str] = (), *, cuda: bool) -> str:
+    """Return the program if it works here and what workers are to read is found inside; else empty. Blocks.
 
     The log says why an installed one is not used.
     """
     program = shutil.which("bwrap")
-    return program if program is not None and _works(program, cuda=cuda) else ""
+    return program if program is not None and _works(program, readable, cuda=cuda) else ""
 
 
-@functools.cache
-def _works(program: str, *, cuda: bool) -> bool:
-    command = [*box_command(Jail(mode="auto", bubblewrap=program), cuda=cuda), *_TRIAL]
+def _works(program: str, readable: Sequence[str], *, cuda: bool) -> bool:
+    # What is missing outside as well is no fault of bubblewrap's.
+    there = [path for path in readable if os.path.exists(path)]
     try:
+        box = box_command(Jail(mode="auto", readable=tuple(there), bubblewrap=program), cuda=cuda)
         # Our own command line. It ends with the thread that forks it, which waits for it.
         ran = subprocess.run(  # noqa: S603
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TRIAL_S_MAX, check=False
+            [*box, sys.executable, "-P", "-c", _LOOK, *there],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_TRIAL_S_MAX,
+            check=False,
         )
         lines = ran.stderr.decode(errors="replace").strip().splitlines() if ran.returncode else []
         cause = lines[-1] if lines else f"exit status {ran.returncode}"
@@ -54,21 +76,25 @@ def _works(program: str, *, cuda: bool) -> bool:
     return works
 
 
-def box_command(jail: Jail, *, cuda: bool, told: int | None = None) -> list[str]:
-    """Return the words before a worker's own command line.
-
-    To the descriptor ``told`` bubblewrap writes which process is the first of the new namespace.
-    """
-    paths = [os.path.abspath(it) for it in (*jail.readable, *system_paths(cuda=cuda), *python_paths())]
-    command = [jail.bubblewrap, "--die-with-parent", "--new-session", *_NAMESPACES]
-    if told is not None:
-        command += ["--info-fd", str(told)]
-    command += ["--proc", "/proc", "--dev", "/dev"]
-    for path in paths:
-        # --dev has null, zero and random. The CUDA part is not run on a GPU yet.
-        if path.startswith("/dev/nvidia"):
-            command += ["--dev-bind-try", path, path]
-    for source, path in _binds(path for path in paths if not path.startswith(("/proc", "/dev/"))):
+def box_command(jail: Jail, *, cuda: bool) -> list[str]:
+    """Return the words before a worker's own command line. Blocks: it looks at what is to be shown."""
+    system = system_paths(cuda=cuda)
+    # The CUDA part is not run on a GPU yet.
+    cards = [path for path in system if path.startswith("/dev/nvidia")]
+    files = [path for path in system if path not in _BROUGHT and path not in cards]
+    command = [
+        jail.bubblewrap,
+        "--die-with-parent",
+        "--new-session",
+        *_NAMESPACES,
+        "--proc",
+        "/proc",
+        "--dev",
+        "/dev",
+    ]
+    for path in cards:
+        command += ["--dev-bind-try", path, path]
+    for source, path in _binds(map(os.path.abspath, (*jail.readable, *files, *python_paths()))):
         command += ["--ro-bind-try", source, path]
     for path in map(os.path.abspath, jail.writable):
         command += ["--bind", path, path]
@@ -81,6 +107,6 @@ def _binds(paths: Iterable[str]) -> list[tuple[str, str]]:
     wanted = {place for path in paths for place in (path, os.path.realpath(path))}
     for place in sorted(map(Path, wanted)):
         # Below a folder that is shown, the same file or link is there already.
-        if place.exists() and not any(parent in shown for parent in place.parents):
+        if os.path.exists(place) and not any(parent in shown for parent in place.parents):
             shown[place] = os.path.realpath(place)
     return [(source, str(place)) for place, source in shown.items()]

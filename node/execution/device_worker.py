@@ -216,7 +216,10 @@ class DeviceWorker:
         async with trio.open_nursery() as nursery:
             while True:
                 candidate = next_one or self._take_spare() or self._start(nursery)
-                self._wake(candidate)
+                if candidate.process.is_held:
+                    await candidate.process.look()
+                    # What is free of the machine's memory by now.
+                    candidate.process.wake(memory_bytes_max=self._memory_bytes_max(candidate))
                 await candidate.decided.wait()
                 if candidate.is_loaded and await self._passes_probe(candidate):
                     self._serve(candidate)
@@ -276,8 +279,9 @@ class DeviceWorker:
                 mode=self._setup.config.jail,
                 readable=self._setup.readable,
                 impossible=_VLLM_UNJAILED if self._setup.config.vllm_python else "",
-                bubblewrap=self._setup.bubblewrap,
+                bubblewrap=self._setup.bubblewrap.program,
             ),
+            on_box_failed=self._setup.bubblewrap.give_up,
             memory_bytes_max=self._memory_bytes_max(self._serving),
             is_held=is_held,
         )
@@ -295,11 +299,6 @@ class DeviceWorker:
         candidate = _Candidate(process)
         nursery.start_soon(self._live, candidate)
         return candidate
-
-    def _wake(self, candidate: _Candidate) -> None:
-        """Let a candidate that was held take the device, and what is free of the machine's memory by now."""
-        if candidate.process.is_held:
-            candidate.process.wake(memory_bytes_max=self._memory_bytes_max(candidate))
 
     def _memory_bytes_max(self, beside: _Candidate | None) -> int:
         """Return what a worker may hold of this machine's memory: its part, or what is free of it.

@@ -16,6 +16,7 @@ import trio
 
 from node.config import WorkerSection
 from node.errors import ExecutionError, ModelError, WorkerDiedError
+from node.execution.bubblewrap import Bubblewrap
 from node.execution.devices import DeviceChoice, NvmlDevice, read_cpu, report_device
 from node.execution.energy import EnergyBook, device_counter
 from node.execution.frames import COMPILED, SDPA, Load, Loaded, Ready, Unload
@@ -73,8 +74,8 @@ class DeviceSetup:
     """Folders that a worker in the jail may read beside its own libraries: where models lie."""
     decode_library: Path | None = None
     """The compiled decode step (``decode_library.py``); None: torch decodes."""
-    bubblewrap: str = ""
-    """The program that starts its workers; see ``Jail``."""
+    bubblewrap: Bubblewrap = field(default_factory=Bubblewrap)
+    """What starts its workers, and those of all devices beside it."""
 
 
 class ModelLoader:

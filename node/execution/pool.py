@@ -19,7 +19,7 @@ from trio import TaskStatus
 from node.config import WorkerSection
 from node.errors import ExecutionError, JobRefusedError, ModelError, WorkerDiedError
 from node.execution import frames
-from node.execution.bubblewrap import find_bubblewrap
+from node.execution.bubblewrap import Bubblewrap, find_bubblewrap
 from node.execution.capacity import Capacity, measure_capacity
 from node.execution.decode_library import compile_decode
 from node.execution.device_worker import Changes, DeviceWorker
@@ -103,7 +103,7 @@ class WorkerPool:
         self._inventory = Inventory(gpus) if rules.inventory is None else rules.inventory
         self._rules = rules
         self._workers: tuple[DeviceWorker, ...] = ()
-        self._bubblewrap = ""
+        self._bubblewrap = Bubblewrap()
         self._held: dict[str, _Held] = {}
         self._changes = Changes()
 
@@ -120,8 +120,10 @@ class WorkerPool:
         if models:
             self._decode_library = await self._compile()
         if models and self._config.jail != "off" and not self._config.vllm_python:
-            find = partial(find_bubblewrap, cuda=self._config.devices != "cpu")
-            self._bubblewrap = await trio.to_thread.run_sync(find)
+            readable = _readable(models, self._decode_library)
+            find = partial(find_bubblewrap, readable, cuda=self._config.devices != "cpu")
+            # Left behind by a cancellation, the trial ends by itself.
+            self._bubblewrap.program = await trio.to_thread.run_sync(find, abandon_on_cancel=True)
         self._workers = (
             tuple(DeviceWorker(setup, self._changes) for setup in self._setups(models)) if models else ()
         )
@@ -441,12 +443,16 @@ class WorkerPool:
             environment=worker_environment(choice, os.environ, threads),
             metrics=self.metrics,
             rules=self._rules,
-            # The store itself: what is added to it later lies there too.
-            readable=(*{str(model.folder.parent) for model in models}, *([str(library)] if library else [])),
+            readable=_readable(models, library),
             bubblewrap=self._bubblewrap,
             measurements=self._measurements,
             decode_library=library,
         )
+
+
+def _readable(models: Sequence[LocalModel], library: Path | None) -> tuple[str, ...]:
+    """Return what a worker reads: the store itself, since what is added later lies there too; the library."""
+    return (*{str(model.folder.parent) for model in models}, *([str(library)] if library else []))
 
 
 def _no_device(refusals: Mapping[str, ExecutionError]) -> ExecutionError:

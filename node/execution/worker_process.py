@@ -17,6 +17,7 @@ from trio import TaskStatus
 
 from node.errors import ExecutionError, WorkerDiedError
 from node.execution.answers import ANSWERS, Answer, Event, error_of, take_frames, to_piece
+from node.execution.bubblewrap import box_command
 from node.execution.frames import (
     Cancel,
     DeviceMeasured,
@@ -40,7 +41,7 @@ from node.execution.frames import (
 )
 from node.execution.interface import Piece
 from node.execution.jail import Jail
-from node.execution.spawn import COMMAND, Child, WorkerLimits, say_status, spawn
+from node.execution.spawn import BOX_FAULT, COMMAND, Child, WorkerLimits, say_status, spawn
 from node.execution.watchdog import MEMORY_PERIOD_S, Patience, Phase, resident_bytes
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class _Cause:
 
     code: str
     text: str
+    has_begun: bool = True
 
 
 class WorkerProcess:
@@ -100,10 +102,12 @@ class WorkerProcess:
         """It is ready, or dead."""
         self._dead = trio.Event()
         self._child: Child | None = None
+        self._is_heard = False
+        """It has said something."""
 
     @property
     def pid(self) -> int | None:
-        """Its process; None before there is one."""
+        """Its process; None before there is one, or before ``look`` has found it."""
         return None if self._child is None else self._child.pid
 
     @property
@@ -120,22 +124,15 @@ class WorkerProcess:
         Raises:
             WorkerDiedError: it died before it was ready; later deaths return.
         """
-        ours, theirs = socket.socketpair()
-        try:
-            child = spawn(self._command, theirs, self._limits.jail, self._environment)
-        except OSError as exc:
-            ours.close()
-            self._bury(WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died"))
-            self._over.set()
-            raise WorkerDiedError(f"the worker cannot be started: {exc}", code="worker_died") from exc
-        finally:
-            theirs.close()
+        child, ours = await self._spawn()
         self._child = child
         cause, grace_s = _Cause("worker_died", "the worker was stopped"), 0.0
         try:
             async with trio.SocketStream(trio.socket.from_stdlib_socket(ours)) as stream:
-                await child.settle()
-                cause = await self._converse(stream, task_status)
+                if await child.settle():
+                    cause = await self._converse(stream, task_status)
+                else:
+                    cause = _Cause("worker_died", "bubblewrap started no worker", has_begun=False)
                 # What is silent or too large is not waited for.
                 grace_s = _EXIT_S if cause.code not in ("worker_hung", "worker_memory") else 0.0
         finally:
@@ -143,6 +140,30 @@ class WorkerProcess:
         if self._ready is None:
             assert self._death is not None
             raise self._death
+
+    async def _spawn(self) -> tuple[Child, socket.socket]:
+        """Return the process, and this end of its socket. Raises: WorkerDiedError."""
+        jail, box, child = self._limits.jail, list[str](), None
+        death = "the worker was stopped"
+        ours, theirs = socket.socketpair()
+        try:
+            if jail.bubblewrap:
+                cuda = self._environment.get("CUDA_VISIBLE_DEVICES") != ""
+                make = partial(box_command, jail, cuda=cuda)
+                box = await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+            child = spawn(self._command, theirs, jail=jail, environment=self._environment, box=box)
+            return child, ours
+        except OSError as exc:
+            death = f"the worker cannot be started: {exc}"
+            if isinstance(exc, FileNotFoundError | PermissionError):
+                self._give_up_box(death)
+            raise WorkerDiedError(death, code="worker_died") from exc
+        finally:
+            theirs.close()
+            if child is None:
+                ours.close()
+                self._bury(WorkerDiedError(death, code="worker_died"))
+                self._over.set()
 
     def wake(self, *, memory_bytes_max: int | None) -> None:
         """Let a worker that was held take its device, and no more of this machine's memory than that."""
@@ -236,10 +257,23 @@ class WorkerProcess:
             child.kill()
             with trio.move_on_after(_TOLD_S):
                 await child.wait()
-            self._bury(WorkerDiedError(f"{cause.text} ({say_status(child.status)})", code=cause.code))
+            text = f"{cause.text} ({say_status(child.status)})"
+            if not cause.has_begun or (child.is_boxed and not self._is_heard and child.status == BOX_FAULT):
+                self._give_up_box(text)
+            self._bury(WorkerDiedError(text, code=cause.code))
+            child.kill_outer()
             await child.wait()
-            child.close()
+            await child.close()
         self._over.set()
+
+    def _give_up_box(self, cause: str) -> None:
+        if self._limits.jail.bubblewrap and self._limits.on_box_failed is not None:
+            self._limits.on_box_failed(cause)
+
+    async def look(self) -> None:
+        """Learn ``pid`` where bubblewrap started the worker; it is found once it has said something."""
+        if self._child is not None and self._child.pid is None:
+            await trio.to_thread.run_sync(self._child.look)
 
     async def _converse(self, stream: trio.SocketStream, task_status: TaskStatus[Ready]) -> _Cause:
         """Move frames both ways and return why it ended."""
@@ -275,6 +309,9 @@ class WorkerProcess:
                 data = b""
             if not data:
                 return _Cause("worker_died", "the worker ended")
+            if not self._is_heard:
+                self._is_heard = True
+                await self.look()
             buffer += data
             try:
                 for frame in take_frames(buffer):

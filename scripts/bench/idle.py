@@ -14,6 +14,7 @@ from scripts.bench.measure import Report, parser_of
 SETTLE_S: Final = 5.0
 WINDOW_S: Final = 10.0
 MIB: Final = 1 << 20
+WORKER: Final = "node.execution.engine.worker_main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +61,9 @@ def measure(report: Report, net: LocalNet, rounds: int) -> None:
 def find_processes(net: LocalNet) -> dict[str, psutil.Process]:
     """Return the daemons of a client and of the provider, and the provider's worker."""
     provider = psutil.Process(net.provider_node.pid)
-    # Whatever stands between the two does nothing while a worker lives.
-    worker = provider.children(recursive=True)[-1]
+    # Whatever stands between the two does nothing while a worker lives; a spare is younger than who serves.
+    found = [it for it in provider.children(recursive=True) if it.name() != "bwrap"]
+    worker = min((it for it in found if WORKER in it.cmdline()), key=lambda it: it.create_time())
     return {
         "client daemon": psutil.Process(net.network.nodes[-1].pid),
         "provider daemon": provider,

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from node.execution.bubblewrap import box_command, find_bubblewrap
+from node.execution.bubblewrap import Bubblewrap, box_command, find_bubblewrap
 from node.execution.jail import Jail
 
 
@@ -66,7 +66,35 @@ def test_nothing_is_said_where_bubblewrap_is_not_installed(
     assert not caplog.records
 
 
-def test_log_says_once_why_an_installed_bubblewrap_is_not_used(
+def test_box_shows_a_store_in_shared_memory_where_the_system_has_only_devices() -> None:
+    found = shown(box_command(Jail(mode="auto", readable=("/dev/shm",), bubblewrap="bwrap"), cuda=False))
+    assert "/dev/shm" in found
+    assert not {"/dev/null", "/dev/urandom", "/proc"} & found.keys()
+
+
+def test_bubblewrap_is_not_used_when_what_it_should_show_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*, cuda: bool) -> tuple[str, ...]:
+        raise PermissionError("closed")
+
+    (tmp_path / "bwrap").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("node.execution.bubblewrap.system_paths", refuse)
+    caplog.set_level(logging.INFO)
+    assert find_bubblewrap(cuda=False) == ""
+    assert [vars(record)["cause"] for record in caplog.records] == ["closed"]
+
+
+def test_bubblewrap_is_given_up_once_and_for_good(caplog: pytest.LogCaptureFixture) -> None:
+    bubblewrap = Bubblewrap("/usr/bin/bwrap")
+    for cause in ("it is gone", "it is still gone"):
+        bubblewrap.give_up(cause)
+    assert bubblewrap.program == ""
+    assert [vars(record)["cause"] for record in caplog.records] == ["it is gone"]
+
+
+def test_log_says_an_installed_bubblewrap_is_not_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     program = tmp_path / "bwrap"
@@ -74,7 +102,7 @@ def test_log_says_once_why_an_installed_bubblewrap_is_not_used(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     caplog.set_level(logging.INFO)
-    assert [find_bubblewrap(cuda=False) for _ in range(3)] == [""] * 3
+    assert find_bubblewrap(cuda=False) == ""
     (record,) = caplog.records
     assert record.message == "bubblewrap not used"
     assert vars(record)["cause"] == "bwrap: No permissions to create a new namespace"

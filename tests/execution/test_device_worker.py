@@ -64,6 +64,9 @@ class FakeProcess:
         self.death = self.death or WorkerDiedError("died", code="worker_died")
         self._dead.set()
 
+    async def look(self) -> None:
+        """Its number is known from the beginning."""
+
     def wake(self, *, memory_bytes_max: int | None) -> None:
         self.memory_bytes_max = memory_bytes_max
         self._woken.set()

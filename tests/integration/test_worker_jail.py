@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from node.config import WorkerSection
-from node.execution.bubblewrap import box_command, find_bubblewrap
+from node.execution.bubblewrap import box_command
 from node.execution.jail import Jail, landlock_version
 from node.execution.pool import WorkerPool
 from node.models.store import ModelStore
@@ -84,8 +84,8 @@ ALLOWED = {"thread", "read the store", "signal itself", "its own limits"}
 
 
 @pytest.mark.parametrize("boxed", [False, True], ids=["alone", "in bubblewrap"])
-def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path, boxed: bool) -> None:
-    program = find_bubblewrap(cuda=False) if boxed else ""
+def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path, boxed: bool, bubblewrap: str) -> None:
+    program = bubblewrap if boxed else ""
     if boxed and not program:
         pytest.skip("bubblewrap is not installed, or refused here")
     home, store = tmp_path / "home", tmp_path / "store"
@@ -113,11 +113,11 @@ def test_prisoner_can_read_its_models_and_nothing_else(tmp_path: Path, boxed: bo
     assert not (store / "new").exists()
 
 
-async def test_model_answers_the_same_in_the_jail_as_outside(tmp_path: Path) -> None:
+async def test_model_answers_the_same_in_the_jail_as_outside(tmp_path: Path, bubblewrap: str) -> None:
     store = ModelStore(tmp_path / "store")
     model = store.add_folder(write_tiny_model(tmp_path / "tiny"), "tiny")
     texts = []
-    tier = "bubblewrap+landlock+seccomp" if find_bubblewrap(cuda=False) else "landlock+seccomp"
+    tier = "bubblewrap+landlock+seccomp" if bubblewrap else "landlock+seccomp"
     for mode in ("required", "off"):
         config = WorkerSection(devices="cpu", dtype="fp32", threads=2, slots=1, context_tokens_max=128, jail=mode)
         pool = WorkerPool(config, store, ("tiny",))
