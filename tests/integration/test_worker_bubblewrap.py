@@ -262,14 +262,18 @@ async def test_no_process_is_left_when_bubblewrap_itself_is_stopped(program: str
     assert not any(psutil.pid_exists(it.pid) for it in three)
 
 
-async def test_bubblewrap_starts_its_child_though_nobody_hears_of_it(program: str) -> None:
+async def test_bubblewrap_starts_its_child_though_nobody_hears_of_it(tmp_path: Path, program: str) -> None:
     # As where the daemon dies in the middle of a start: SIGPIPE would leave the child waiting for ever.
     ours, theirs = socket.socketpair()
-    box = box_command(Jail(mode="off", bubblewrap=program), cuda=False)
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    held = write_program(tmp_path / "bwrap", f'read _ <"{gate}"; exec {program} "$@"')
+    box = box_command(Jail(mode="off", bubblewrap=held), cuda=False)
     with ours, theirs:
         child = spawn(("/usr/bin/true",), theirs, jail=Jail(mode="off"), environment={}, box=box)
         await child.close()
         with trio.fail_after(5):
+            await trio.Path(gate).write_text("go\n")
             await child.wait()
     assert child.status == 0
 
