@@ -33,7 +33,13 @@ def main() -> None:
         plain_layers=library is not None,
     )
     # As the others are asked: whole prompts at once. Reading them beside running answers is mixed_load.py's.
-    engine = Engine(model, slots=slots, context_tokens=context, prefill_tokens=slots * context)
+    engine = Engine(
+        model,
+        slots=slots,
+        context_tokens=context,
+        prefill_tokens=slots * context,
+        is_cache_aligned=library is not None,
+    )
     if library is not None:
         engine.decode_by(partial(CompiledDecode, library))
 

@@ -190,3 +190,11 @@ def test_plan_holds_what_a_step_needs(library: Path, name: str, slots: int, thre
     finally:
         torch.set_num_threads(before)
     assert 0 <= planned[0] - planned[1] - step.memory_bytes < 8192
+
+
+@pytest.mark.parametrize("is_aligned", [True, False])
+def test_cache_begins_on_a_line_where_the_step_reads_it(is_aligned: bool) -> None:
+    for slots in (1, 3, 8):
+        cache = KvCache(PLAIN, slots=slots, context_tokens=CONTEXT, dtype=BF16, device=CPU, is_aligned=is_aligned)
+        assert cache.rows.data_ptr() % 64 == (0 if is_aligned else 16)
+        assert not cache.rows.any()
