@@ -21,9 +21,10 @@ from protocol.fields import Dtype
 from protocol.task import GenerateInput, Sampling
 from protocol.units import ModelId
 
-HEADROOM: Final = 2.0
-"""Times the worst honest answer. A mean over 64 tokens hangs on its few near ties: of 144 fresh answers the worst
-was 1.44 times the worst calibrated one, and of answers in 4 bits or without a layer the best was 27 times."""
+HEADROOM: Final = 4.0
+"""Times the worst honest answer. A mean over 64 tokens hangs on its few near ties, which have a long tail: of 288
+fresh checks the worst was at 2.4 times the worst calibrated one. The best answer in 4 bits or without a layer was
+at 20 times."""
 # Honest answers that all agree to the last bit would otherwise leave no room for the first rounding.
 MARGIN_MIN: Final = 0.002
 ANSWERS_MIN: Final = 8

@@ -42,7 +42,7 @@ async def test_node_calibrates_on_its_own_answers_of_both_kinds() -> None:
     node = Honest()
     inputs = [GenerateInput(prompt="x" * length) for length in range(1, 9)]
     found = await calibrate_here(node, MODEL, inputs, answer_tokens=2)
-    assert found == Thresholds(greedy=pytest.approx(0.01), sampled=pytest.approx(0.02), answers=8, answer_tokens=2)
+    assert found == Thresholds(greedy=pytest.approx(0.02), sampled=pytest.approx(0.04), answers=8, answer_tokens=2)
     assert sorted(node.scored) == sorted(
         ("x" * length, [length, 7], milli) for length in range(1, 9) for milli in (0, 800)
     )
@@ -50,9 +50,9 @@ async def test_node_calibrates_on_its_own_answers_of_both_kinds() -> None:
 
 def test_threshold_is_above_the_worst_honest_answer_and_never_zero() -> None:
     found = calibrate([0.0] * 8, [0.01] * 7 + [0.04], answer_tokens=64)
-    assert (found.greedy, found.sampled) == (MARGIN_MIN, 0.08)
-    assert not found.is_far(score(0.15), WARM) and found.is_far(score(0.17), WARM)
-    assert found.is_far(score(0.15), Sampling())
+    assert (found.greedy, found.sampled) == (MARGIN_MIN, 0.16)
+    assert not found.is_far(score(0.31), WARM) and found.is_far(score(0.33), WARM)
+    assert found.is_far(score(0.31), Sampling())
 
 
 def test_margin_that_is_no_number_is_far_and_calibrates_nothing() -> None:

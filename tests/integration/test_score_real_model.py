@@ -46,7 +46,19 @@ PLACES = (
     "bees",
 )
 ASKED = tuple(f"Explain in a few sentences what one should know about {place}." for place in PLACES)
-FRESH = tuple(f"Write the beginning of a short story in which somebody finds {place}." for place in PLACES)
+# Of other kinds than those that thresholds come from.
+OTHERS = (
+    "Why do leaves change colour in autumn?", "Write a haiku about a train station.", "How is cheese made?",
+    "Explain what a compiler does.", "List five rivers in Europe.",
+    "What should I pack for a week in the mountains?", "Tell me a joke about penguins.",
+    "How does a bicycle stay upright?", "Summarise the story of Robinson Crusoe.",
+    "What is the difference between weather and climate?", "Give me a recipe for lentil soup.",
+    "Who invented the printing press?",
+)  # fmt: skip
+FRESH = (
+    *(f"Write the beginning of a short story in which somebody finds {place}." for place in PLACES),
+    *OTHERS,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.deep, pytest.mark.real_model]
 
