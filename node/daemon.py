@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from functools import partial
-from pathlib import Path
 from typing import Final, Protocol
 
 import trio
@@ -147,9 +146,7 @@ class _Daemon:
     def __init__(self, home: Home, live: LiveConfig, party: Party, net: Network, *, bans: BanList) -> None:
         config = live.config
         self._home, self._config, self._party, self._net = home, config, party, net
-        store = ModelStore(
-            Path(config.models.dir).expanduser().absolute() if config.models.dir else home.models_path
-        )
+        store = ModelStore(home.models_folder(config.models.dir))
         serve_models = config.models.serve if config.node.role == "worker" else ()
         self._pool = WorkerPool(
             config.worker,

@@ -73,6 +73,10 @@ class Home:
     def models_path(self) -> Path:
         return self.path / "models"
 
+    def models_folder(self, named: str) -> Path:
+        """Return where models lie by the setting ``models.dir``, absolute: workers may run in another folder."""
+        return Path(named).expanduser().absolute() if named else self.models_path
+
     @property
     def compiled_path(self) -> Path:
         """Programs that were compiled for this machine."""

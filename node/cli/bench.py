@@ -4,7 +4,6 @@ The daemon measures with its own worker; without one, a worker of this command's
 """
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -68,7 +67,7 @@ def _measure_here(
     source = ConfigSource(path=home.config_path, environ=dict(os.environ))
     config = source.load().config
     set_up_logging("warning", form=config.log.format)
-    store = ModelStore(Path(config.models.dir).expanduser().absolute() if config.models.dir else home.models_path)
+    store = ModelStore(home.models_folder(config.models.dir))
     worker, serve = config.worker, config.models.serve
     if device is not None:
         worker = msgspec.structs.replace(worker, devices="cpu" if device == "cpu" else (device,))

@@ -183,7 +183,7 @@ def check_models(options: Globals) -> Iterator[Finding]:
     config = _config(options.home)
     if config is None or config.node.role == "client":
         return
-    folder = Path(config.models.dir).expanduser() if config.models.dir else options.home.models_path
+    folder = options.home.models_folder(config.models.dir)
     names = [model.name for model in ModelStore(folder).models()]
     if names:
         yield _ok("models", f"{', '.join(names)} in {folder}")

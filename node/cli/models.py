@@ -213,7 +213,7 @@ def open_store(options: Globals, on_decision: "Callable[[Decision], None] | None
 
     home = options.home
     section = load_config(home.config_path, environ=os.environ).config.models
-    root = Path(section.dir).expanduser() if section.dir else home.models_path
+    root = home.models_folder(section.dir)
     return ModelStore(root, quota_bytes=section.quota_gb * GB, on_decision=on_decision or log_decision)
 
 
