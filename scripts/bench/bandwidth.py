@@ -67,7 +67,7 @@ def main() -> None:
 def load(folder: Path, device: torch.device, dtype: torch.dtype, library: Path | None) -> tuple[Llama, Engine]:
     """Return the model with an engine of one slot, which decodes by ``library`` where there is one."""
     model = load_llama(folder, read_shape(folder), device=device, dtype=dtype, plain_layers=library is not None)
-    engine = Engine(model, slots=1, context_tokens=256, prefill_tokens=256, is_cache_aligned=library is not None)
+    engine = Engine(model, slots=1, context_tokens=256, prefill_tokens=256)
     if library is not None:
         engine.decode_by(partial(CompiledDecode, library))
     return model, engine

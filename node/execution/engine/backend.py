@@ -111,7 +111,6 @@ def load_backend(load: Load, device: torch.device) -> Backend:
         context_tokens=load.context_tokens,
         prefill_tokens=load.prefill_tokens,
         inter_token_s=load.inter_token_ms / 1000,
-        is_cache_aligned=library is not None,
     )
     # Not for experts: how many rows each one has is a shape.
     if load.cuda_graphs and device.type == "cuda" and shape.experts is None:

@@ -51,12 +51,8 @@ class Engine:
         context_tokens: int,
         prefill_tokens: int,
         inter_token_s: float = INTER_TOKEN_S,
-        is_cache_aligned: bool = False,
     ) -> None:
-        """``prefill_tokens`` bounds a pass; beside running answers it reads what ``inter_token_s`` leaves.
-
-        ``is_cache_aligned`` is for a decoder that reads the cache itself (``kv_cache.py``).
-        """
+        """``prefill_tokens`` bounds a pass; beside running answers it reads what ``inter_token_s`` leaves."""
         self._model = model
         self._cache = KvCache(
             model.shape,
@@ -64,7 +60,8 @@ class Engine:
             context_tokens=context_tokens,
             dtype=model.dtype,
             device=model.device,
-            is_aligned=is_cache_aligned,
+            # Who reads the weights as they lie reads the cache so, too.
+            is_aligned=model.plain_layers,
         )
         self._pace = PrefillPace(tokens_max=prefill_tokens, inter_token_s=inter_token_s)
         self._scheduler = Scheduler(slots=slots, pace=self._pace)

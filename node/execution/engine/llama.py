@@ -55,7 +55,7 @@ class Llama:
         plain_layers: bool = False,
     ) -> None:
         """``plain_layers`` leaves the layers' matrices as they are, for what reads them itself."""
-        self.shape, self.device, self.dtype = shape, device, dtype
+        self.shape, self.device, self.dtype, self.plain_layers = shape, device, dtype, plain_layers
         self._head_linears = pick_linears(device, dtype)
         self.linears = PlainLinears() if plain_layers else self._head_linears
         self.embedding = weights("model.embed_tokens.weight", shape.vocabulary, shape.hidden)
