@@ -67,7 +67,7 @@ print(json.dumps({
     "own": [os.getpid(), os.getppid()],
     "interfaces": [name for _, name in socket.if_nameindex()],
     "host": socket.gethostname(),
-    "seen": [path for path in (home, key, "/tmp", "/etc/passwd", "/bin/sh", "/root/.ssh") if is_there(path)],
+    "seen": [path for path in (home, key, "/tmp", "/etc/passwd", "/bin/sh", "/home") if is_there(path)],
     "written": [path for path in places if writes(path)],
     "store": os.listdir(store),
 }))

@@ -14,10 +14,9 @@ from node.execution.decode_library import compile_decode
 from node.execution.engine.compiled_decode import CompiledDecode
 from node.execution.engine.engine import Engine
 from node.execution.engine.llama import load_llama
-from node.execution.engine.scheduler import Sequence
 from node.execution.engine.torch_device import open_device
 from node.execution.shape import read_shape
-from protocol.task import Sampling
+from tests.execution.engine.greedy import answers
 
 
 def main() -> None:
@@ -33,34 +32,13 @@ def main() -> None:
         plain_layers=library is not None,
     )
     # As the others are asked: whole prompts at once. Reading them beside running answers is mixed_load.py's.
-    engine = Engine(
-        model,
-        slots=slots,
-        context_tokens=context,
-        prefill_tokens=slots * context,
-        is_cache_aligned=library is not None,
-    )
+    engine = Engine(model, slots=slots, context_tokens=context, prefill_tokens=slots * context)
     if library is not None:
         engine.decode_by(partial(CompiledDecode, library))
 
     def generate(prompts: list[list[int]], count: int) -> list[list[int]]:
-        sequences = [
-            Sequence(
-                request=i,
-                # No scope: what a prompt has in common with an earlier one is read again, as by the others.
-                tokens=list(prompt),
-                prompt_tokens=len(prompt),
-                tokens_out_max=count,
-                sampling=Sampling(),
-                stop_tokens=frozenset(),
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-        for sequence in sequences:
-            engine.add(sequence)
-        while not engine.idle:
-            engine.step()
-        return [sequence.tokens[sequence.prompt_tokens :] for sequence in sequences]
+        # In no scope: what a prompt has in common with an earlier one is read again, as by the others.
+        return answers(engine, prompts, count)
 
     ready()
     answer("souk", generate)
